@@ -1,0 +1,265 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"vbootfs/shm"
+	"vbootfs/vectorboot"
+)
+
+// fsType is what findmnt shows after "fuse.".
+const fsType = "vbootfs"
+
+// capKillPriv lets the kernel drop suid bits by itself. Without it every write
+// asks for security.capability first, and uploads run at half speed.
+const capKillPriv = 1 << 28
+
+// Options says what to mount where.
+type Options struct {
+	Source     string // directory, or "none" for memory only
+	Mountpoint string
+	Limit      int64  // bytes of shared memory; 0 = half of the machine's memory
+	SegmentDir string // directory that holds segment stores; "" = the default of package shm
+	AllowOther bool   // other users may use the mount; permissions are always checked
+	ReadOnly   bool
+	Flags      uintptr // MS_NOEXEC, MS_NOATIME, ... for a mount by root
+	NoPass     bool    // no passthrough even if the kernel allows it
+	Log        *logrus.Logger
+}
+
+// Mount is a mounted file system with its runtime.
+type Mount struct {
+	o      Options
+	srv    *fuse.Server
+	rt     *vectorboot.Runtime
+	store  *shm.Store
+	source *vectorboot.Source
+	done   chan struct{}
+	once   sync.Once // guards the work of close
+	err    error
+}
+
+// ErrMounted says that the mountpoint shows a living vbootfs already.
+var ErrMounted = errors.New("already mounted")
+
+// New mounts and begins to serve. When it returns, the mount answers.
+func New(o Options) (*Mount, error) {
+	if err := absolute(&o); err != nil {
+		return nil, err
+	}
+	if err := clearStale(o.Mountpoint, o.Log); err != nil {
+		return nil, err
+	}
+	m := &Mount{o: o, done: make(chan struct{})}
+	if err := m.open(); err != nil {
+		m.close()
+		return nil, err
+	}
+	f := newFS(m.rt, o.Log)
+	f.noPass = o.NoPass
+	srv, err := fuse.NewServer(f, o.Mountpoint, m.fuseOptions())
+	if err != nil {
+		m.close()
+		return nil, fmt.Errorf("mount %s: %w", o.Mountpoint, err)
+	}
+	m.srv = srv
+	go func() {
+		srv.Serve()
+		f.releaseAll()
+		close(m.done)
+	}()
+	if err := srv.WaitMount(); err != nil {
+		return nil, errors.Join(err, m.Unmount(context.Background()))
+	}
+	return m, nil
+}
+
+func absolute(o *Options) (err error) {
+	if o.Mountpoint, err = filepath.Abs(o.Mountpoint); err != nil {
+		return err
+	}
+	if o.Source == "none" {
+		return nil
+	}
+	if o.Source, err = filepath.Abs(o.Source); err != nil {
+		return err
+	}
+	st, err := os.Stat(o.Source)
+	if err == nil && !st.IsDir() {
+		err = fmt.Errorf("%s: %w", o.Source, unix.ENOTDIR)
+	}
+	return err
+}
+
+// clearStale detaches a mount of ours whose daemon died, and refuses one that lives.
+func clearStale(dir string, log *logrus.Logger) error {
+	found, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil || len(found) == 0 || found[0].FSType != "fuse."+fsType {
+		return nil
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) {
+		return fmt.Errorf("%s: %w", dir, ErrMounted)
+	}
+	log.WithField("mountpoint", dir).Warn("detaching the mount of a daemon that died")
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fusermount("-uz", dir)
+	}
+	return nil
+}
+
+// identity names the store: the same SOURCE, or without one the same mountpoint,
+// finds its segments again.
+func identity(o Options) (string, error) {
+	if o.Source == "none" {
+		return "mem-" + strconv.FormatUint(xxhash.Sum64String(o.Mountpoint), 16), nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(o.Source, &st); err != nil {
+		return "", fmt.Errorf("%s: %w", o.Source, err)
+	}
+	return fmt.Sprintf("dir-%x-%x", st.Dev, st.Ino), nil
+}
+
+// open brings up what lies below the mount.
+func (m *Mount) open() error {
+	id, err := identity(m.o)
+	if err != nil {
+		return err
+	}
+	if m.store, err = shm.Open(shm.Config{ID: id, Limit: m.o.Limit, Base: m.o.SegmentDir}); err != nil {
+		return err
+	}
+	if m.o.Source != "none" {
+		if m.source, err = vectorboot.OpenSource(m.o.Source, m.store, m.o.ReadOnly); err != nil {
+			return err
+		}
+	}
+	m.rt = vectorboot.New(m.store, m.source)
+	if m.source != nil {
+		if err := m.source.Start(m.store.Attached); err != nil {
+			return err
+		}
+	}
+	return m.rt.Recover()
+}
+
+// close undoes open, once.
+func (m *Mount) close() error {
+	m.once.Do(func() {
+		var errs []error
+		if m.source != nil {
+			errs = append(errs, m.source.Close())
+		}
+		if m.store != nil {
+			errs = append(errs, m.store.Close())
+		}
+		m.err = errors.Join(errs...)
+	})
+	return m.err
+}
+
+func (m *Mount) fuseOptions() *fuse.MountOptions {
+	root := unix.Geteuid() == 0
+	flags := m.o.Flags | unix.MS_NOSUID | unix.MS_NODEV
+	o := &fuse.MountOptions{
+		FsName: m.o.Source, Name: fsType,
+		AllowOther:        m.o.AllowOther,
+		Options:           []string{"default_permissions"},
+		MaxWrite:          1 << 20,
+		DisableSplice:     true, // writing from a buffer was never slower, and splice dies without descriptors
+		DirectMountStrict: root,
+		DirectMountFlags:  flags,
+		ExtraCapabilities: capKillPriv | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO,
+		PanicHandler:      panicHandler(m.o.Log),
+		Logger:            log.New(m.o.Log.WriterLevel(logrus.DebugLevel), "", 0),
+	}
+	if m.o.ReadOnly {
+		o.DirectMountFlags |= unix.MS_RDONLY
+		if !root {
+			o.Options = append(o.Options, "ro")
+		}
+	}
+	return o
+}
+
+// panicHandler keeps one bad request from ending the daemon. In tests a panic is
+// a failure all the same: they read the log.
+func panicHandler(log *logrus.Logger) func(any) fuse.Status {
+	return func(v any) fuse.Status {
+		log.WithField("stack", string(debug.Stack())).Errorf("panic: %v", v)
+		return fuse.EIO
+	}
+}
+
+// Runtime is the runtime behind the mount.
+func (m *Mount) Runtime() *vectorboot.Runtime { return m.rt }
+
+// Wait returns when the file system has been unmounted and everything is written
+// back and removed.
+func (m *Mount) Wait() error {
+	<-m.done
+	return m.close()
+}
+
+// drain is how long an unmount waits for programs that still use the mount.
+const drain = 3 * time.Second
+
+// Unmount detaches the file system: at once when nobody uses it; otherwise it
+// disappears from the tree, and after a pause those who still have files open
+// keep only what passthrough gives them. Wait completes it.
+func (m *Mount) Unmount(ctx context.Context) error {
+	err := unmount(m.o.Mountpoint, false)
+	if err == nil {
+		<-m.done
+		return m.Wait()
+	}
+	if lazy := unmount(m.o.Mountpoint, true); lazy != nil {
+		return errors.Join(err, lazy)
+	}
+	m.o.Log.Warn("the mount is in use: detached it")
+	select {
+	case <-m.done:
+	case <-time.After(drain):
+	case <-ctx.Done():
+	}
+	return m.close()
+}
+
+func unmount(dir string, lazy bool) error {
+	if unix.Geteuid() != 0 {
+		if lazy {
+			return fusermount("-uz", dir)
+		}
+		return fusermount("-u", dir)
+	}
+	if lazy {
+		return unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	return unix.Unmount(dir, 0)
+}
+
+// fusermount unmounts what the setuid helper mounted.
+func fusermount(flag, dir string) error {
+	out, err := exec.Command("fusermount3", flag, "--", dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3 %s %s: %w: %s", flag, dir, err, bytes.TrimSpace(out))
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package fs
+
+import (
+	"errors"
+	"path"
+	"strings"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vbootfs/fs/tree"
+	"vbootfs/ggufview"
+	"vbootfs/vectorboot"
+)
+
+// rowRead is an open row: its content, and for a command file the text of the
+// last command that failed.
+type rowRead struct {
+	view ggufview.View
+
+	mu     sync.Mutex // guards failed and view of command files
+	failed bool
+}
+
+// openRow opens a file of the tree.
+func (f *FS) openRow(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	if write && n.ent.Do == nil {
+		return fuse.EACCES
+	}
+	if n.ent.Segment {
+		return f.openSegment(n, out)
+	}
+	v, err := n.ent.Content()
+	if err != nil {
+		return status(err)
+	}
+	out.Fh = f.open(&handle{n: n, row: &rowRead{view: v}})
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	if n.ent.Live {
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
+	}
+	return fuse.OK
+}
+
+// read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.
+func (r *rowRead) read(buf []byte, off int64) (n int, err error) {
+	r.mu.Lock()
+	v := r.view
+	r.mu.Unlock()
+	defer vectorboot.Guard(&err)()
+	n, err = v.ReadAt(buf[:max(0, min(int64(len(buf)), v.Size()-off))], off)
+	if n > 0 || errors.Is(err, errEOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// command runs one command. Its error text is what the handle reads next.
+func (f *FS) command(h *handle, data []byte) fuse.Status {
+	err := h.n.ent.Do(h.n.ent.At, string(data))
+	h.row.mu.Lock()
+	defer h.row.mu.Unlock()
+	if err != nil {
+		h.row.view = ggufview.Bytes([]byte(err.Error() + "\n"))
+		f.log.WithField("file", h.n.ent.ID).WithError(err).Warn("command failed")
+	}
+	return status(err)
+}
+
+// dirRead is an open directory of rows: the names it had when it was opened.
+type dirRead struct {
+	live  liveDir
+	names []string
+}
+
+func (f *FS) openRowDir(n *node) *dirRead { return &dirRead{names: n.ent.Names()} }
+
+// readRows lists rows from an offset on; the offset is an index.
+func (f *FS) readRows(h *handle, off uint64, plus bool, out *fuse.DirEntryList) fuse.Status {
+	for i := off; i < uint64(len(h.dir.names)); i++ {
+		name := h.dir.names[i]
+		e, err := h.n.ent.Lookup(name)
+		if err != nil {
+			continue // went away
+		}
+		d := fuse.DirEntry{Name: name, Mode: rowType(e), Ino: e.Ino(), Off: i + 1}
+		if !plus || e.Output {
+			if e.Close(); !f.addEntry(out, d, plus) {
+				break
+			}
+			continue
+		}
+		slot := out.AddDirLookupEntry(d)
+		if slot == nil {
+			e.Close()
+			break
+		}
+		ttl := nameTTL
+		if e.Row.Link != nil {
+			ttl = 0
+		}
+		if !f.entry(f.internRow(e), ttl, slot).Ok() {
+			*slot = fuse.EntryOut{}
+		}
+	}
+	return fuse.OK
+}
+
+// addEntry adds a name without looking it up.
+func (f *FS) addEntry(out *fuse.DirEntryList, d fuse.DirEntry, plus bool) bool {
+	if !plus {
+		return out.AddDirEntry(d)
+	}
+	return out.AddDirLookupEntry(d) != nil
+}
+
+func rowType(e tree.Entry) uint32 {
+	switch {
+	case e.IsDir():
+		return unix.S_IFDIR
+	case e.Row.Link != nil:
+		return unix.S_IFLNK
+	}
+	return unix.S_IFREG
+}
+
+// changed drops what the kernel remembers of a model. It is called by whoever
+// made the change, without locks, before that caller is answered.
+func (f *FS) changed(c vectorboot.Change) {
+	const models = "vector_boot/models"
+	dir := path.Join(models, c.Path)
+	for _, name := range tree.ModelNames() {
+		f.forgetName(dir, name)
+	}
+	if !c.Gone {
+		return
+	}
+	for dir != models { // directories above come and go with their last model
+		f.forgetName(path.Dir(dir), path.Base(dir))
+		dir = path.Dir(dir)
+	}
+}
+
+// forgetName tells the kernel that a name below a row has to be looked up again.
+func (f *FS) forgetName(id, name string) {
+	f.mu.Lock()
+	n := f.byKey[id]
+	f.mu.Unlock()
+	if n != nil {
+		f.srv.EntryNotify(n.id, name) // ENOENT: the kernel has not cached it
+	}
+}
+
+// rowXattr is the extended attribute of a row.
+func rowXattr(e tree.Entry, attr string) ([]byte, error) {
+	if e.At.Path != "" && attr == errorXattr {
+		if i, ok := e.At.RT.Info(e.At.Path); ok && i.Error != "" {
+			return []byte(i.Error), nil
+		}
+	}
+	return nil, unix.ENODATA
+}
+
+// rejected is the name of the bytes that were refused for a path.
+func rejected(p string) string { return p + ".rejected" }
+
+// errorOf is why the file at a path did not load, "" if it did.
+func (f *FS) errorOf(p string) string {
+	i, _ := f.rt.Info(strings.TrimSuffix(p, ".rejected"))
+	return i.Error
+}

@@ -1,0 +1,99 @@
+package tree
+
+import (
+	"path"
+	"strings"
+)
+
+// The whole mount. A new file is one row here and the function that it names.
+var root = &Row{Mode: 0o755, Rows: []*Row{
+	{Name: "geometry_os_v7", Mode: 0o755, Rows: []*Row{
+		{Name: "output", Output: true, Doc: "an ordinary writable directory; writing a *.gguf here loads it"},
+	}},
+	{Name: "vector_boot", Mode: 0o755, Rows: runtimeRows},
+}}
+
+// vector_boot/
+var runtimeRows = []*Row{
+	{Name: "version", Mode: 0o444, Show: showVersion, Doc: "program version"},
+	{Name: "status", Mode: 0o444, Show: showStatus, Live: true, Doc: "state, memory, sessions: one key and value a line"},
+	{Name: "stats.json", Mode: 0o444, Show: showStats, Live: true, Doc: "counters since the start"},
+	{Name: "metrics", Mode: 0o444, Show: showMetrics, Live: true, Doc: "the same in the Prometheus text format"},
+	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, one JSON object a line; tail -f it"},
+	{Name: "ctl", Mode: 0o644, Show: showUsage, Do: doRuntime, Live: true, Doc: "commands, one a write; cat it for the list"},
+	{Name: "active", Mode: 0o777, Link: linkActive, Live: true, Doc: "the model that the two files below speak of"},
+	{Name: "layout.json", Mode: 0o444, Show: activeText(showLayout), Live: true, Doc: "where every tensor of the active model lies"},
+	{Name: "layout.tsv", Mode: 0o444, Show: activeText(showTSV), Live: true, Doc: "the same as a table"},
+	modelsRow,
+}
+
+// vector_boot/models/, and its subdirectories: models stand at the path that
+// they have in output/.
+var modelsRow = &Row{Name: "models", Mode: 0o555, Find: findModel, List: listModels, Doc: "one directory per loaded GGUF"}
+
+// vector_boot/models/P/
+var modelRow = &Row{Mode: 0o555, Rows: []*Row{
+	{Name: "state", Mode: 0o444, Show: showState, Live: true, Doc: "receiving, loading, loaded, cold or failed"},
+	{Name: "error", Mode: 0o444, Show: showError, Live: true, Doc: "why the last load failed; empty when it did not"},
+	{Name: "progress", Mode: 0o444, Show: showProgress, Live: true, Doc: "bytes received of how many"},
+	{Name: "ctl", Mode: 0o644, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
+	{Name: "generation", Mode: 0o444, Show: showGeneration, Gen: true, Doc: "version number: each change adds one"},
+	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Doc: "hash of the whole file"},
+	{Name: "model.gguf", Mode: 0o444, Segment: true, Gen: true, Doc: "the exact bytes; map them"},
+	{Name: "layout.json", Mode: 0o444, Show: showLayout, Gen: true, Doc: "where every tensor lies"},
+	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Doc: "the same as a table"},
+	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Doc: "every key with its type"},
+}}
+
+func init() {
+	// The README lists the table that it is a row of, so it joins last.
+	root.Rows[1].Rows = append([]*Row{{Name: "README", Mode: 0o444, Show: showReadme, Doc: "this text"}}, runtimeRows...)
+	// A directory of models holds directories of models.
+	modelsRow.Find, modelsRow.List = findModel, listModels
+}
+
+// findModel resolves one name below models/: a model, or a directory on the way to one.
+func findModel(at At, name string) (*Row, At, bool) {
+	p := path.Join(at.Path, name)
+	at.Path = p
+	if _, ok := at.RT.Info(p); ok {
+		return modelRow, at, true
+	}
+	for _, m := range at.RT.Paths() {
+		if strings.HasPrefix(m, p+"/") {
+			return subModels, at, true
+		}
+	}
+	return nil, At{}, false
+}
+
+// subModels is modelsRow without a name of its own.
+var subModels = &Row{Mode: 0o555}
+
+func listModels(at At) (names []string) {
+	prefix := ""
+	if at.Path != "" {
+		prefix = at.Path + "/"
+	}
+	last := ""
+	for _, m := range at.RT.Paths() {
+		rest, ok := strings.CutPrefix(m, prefix)
+		if !ok {
+			continue
+		}
+		name, _, _ := strings.Cut(rest, "/")
+		if name != last {
+			names, last = append(names, name), name
+		}
+	}
+	return names
+}
+
+// ModelNames are the fixed names in models/P.
+func ModelNames() []string {
+	names := make([]string, len(modelRow.Rows))
+	for i, r := range modelRow.Rows {
+		names[i] = r.Name
+	}
+	return names
+}

@@ -1,0 +1,254 @@
+package tree
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+
+	"vbootfs/ggufview"
+	"vbootfs/vectorboot"
+)
+
+// Version is the program's version; the linker sets it.
+var Version = "devel"
+
+func showVersion(At) ([]byte, error) { return []byte("vbootfs " + Version + "\n"), nil }
+
+// showReadme lists the table.
+func showReadme(At) ([]byte, error) {
+	var b bytes.Buffer
+	b.WriteString("vector_boot: the models that are loaded, as files.\nWrite a GGUF to ../geometry_os_v7/output/NAME.gguf and models/NAME.gguf/ is here.\n\n")
+	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	for _, r := range root.Rows[1].Rows {
+		fmt.Fprintf(w, "%s\t%s\n", r.Name, r.Doc)
+	}
+	fmt.Fprint(w, "\t\nmodels/NAME.gguf/\t\n")
+	for _, r := range modelRow.Rows {
+		fmt.Fprintf(w, "  %s\t%s\n", r.Name, r.Doc)
+	}
+	err := w.Flush()
+	return b.Bytes(), err
+}
+
+func showStatus(at At) ([]byte, error) {
+	rt := at.RT
+	used, limit := rt.Store().Usage()
+	files, pending := rt.Pending()
+	source := "none"
+	if s := rt.Source(); s != nil {
+		source = s.Path
+	}
+	var b bytes.Buffer
+	for _, kv := range []struct {
+		k string
+		v any
+	}{
+		{"state", "running"}, {"source", source}, {"models", len(rt.Paths())},
+		{"resident_bytes", used}, {"limit_bytes", limit}, {"sessions", 0},
+		{"passthrough", rt.Passthrough()}, {"pending_files", files}, {"pending_bytes", pending},
+		{"uptime_seconds", int64(rt.Uptime().Seconds())},
+	} {
+		fmt.Fprintln(&b, kv.k, kv.v)
+	}
+	return b.Bytes(), nil
+}
+
+func showStats(at At) ([]byte, error) {
+	var b bytes.Buffer
+	for i, m := range vectorboot.Metrics {
+		sep := ",\n"
+		if i == 0 {
+			sep = "{\n"
+		}
+		fmt.Fprintf(&b, "%s  %q: %s", sep, m.Name, strconv.FormatFloat(m.Value(at.RT), 'f', -1, 64))
+	}
+	b.WriteString("\n}\n")
+	return b.Bytes(), nil
+}
+
+// showMetrics gathers the same table through the Prometheus client.
+func showMetrics(at At) ([]byte, error) {
+	reg := prometheus.NewRegistry()
+	for _, m := range vectorboot.Metrics {
+		value := func() float64 { return m.Value(at.RT) }
+		var c prometheus.Collector
+		if m.Gauge {
+			c = prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "vbootfs", Name: m.Name, Help: m.Help}, value)
+		} else {
+			c = prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "vbootfs", Name: m.Name + "_total", Help: m.Help}, value)
+		}
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes(), nil
+}
+
+func dataEvents(at At) (ggufview.View, error) { return at.RT.Events, nil }
+
+// linkActive is where active points; while nothing is loaded it dangles.
+func linkActive(at At) (string, error) { return path.Join("models", at.RT.Active()), nil }
+
+// activeText shows a text of the active model.
+func activeText(show func(At) ([]byte, error)) func(At) ([]byte, error) {
+	return func(at At) ([]byte, error) {
+		at.Path = at.RT.Active()
+		at.Gen = at.RT.Acquire(at.Path)
+		if at.Gen == nil {
+			return []byte{}, nil
+		}
+		defer at.Gen.Release()
+		return show(at)
+	}
+}
+
+// info is the model's record; it is gone when the model went away meanwhile.
+func (at At) info() (vectorboot.Info, error) {
+	i, ok := at.RT.Info(at.Path)
+	if !ok {
+		return i, fs.ErrNotExist
+	}
+	return i, nil
+}
+
+func showState(at At) ([]byte, error) {
+	i, err := at.info()
+	return []byte(string(i.State) + "\n"), err
+}
+
+func showError(at At) ([]byte, error) {
+	i, err := at.info()
+	if i.Error == "" {
+		return []byte{}, err
+	}
+	return []byte(i.Error + "\n"), err
+}
+
+func showProgress(at At) ([]byte, error) {
+	i, err := at.info()
+	percent := 0.0
+	if i.Want > 0 {
+		percent = min(100, 100*float64(i.Bytes)/float64(i.Want))
+	}
+	return fmt.Appendf(nil, "bytes %d\ntotal_bytes %d\npercent %.1f\n", i.Bytes, i.Want, percent), err
+}
+
+func showGeneration(at At) ([]byte, error) {
+	return fmt.Appendln(nil, at.Gen.N), nil
+}
+
+// dataSHA256 has a size before the hash is computed.
+func dataSHA256(at At) (ggufview.View, error) {
+	return &lazy{size: 65, render: func() ([]byte, error) {
+		sum, err := at.Gen.SHA256()
+		return []byte(sum + "\n"), err
+	}}, nil
+}
+
+func showMetadata(at At) ([]byte, error) { return at.Gen.Info.AppendMetadataJSON(nil), nil }
+
+func showTSV(at At) ([]byte, error) { return at.Gen.Info.AppendLayoutTSV(nil), nil }
+
+// showLayout is layout.json: see docs/INTERFACE.md for the fields.
+func showLayout(at At) ([]byte, error) {
+	g, f := at.Gen, at.Gen.Info
+	order := "little"
+	if f.BigEndian {
+		order = "big"
+	}
+	head, err := json.Marshal(struct {
+		ABI        int     `json:"abi"`
+		Model      string  `json:"model"`
+		Generation uint64  `json:"generation"`
+		Version    uint32  `json:"gguf_version"`
+		Order      string  `json:"byte_order"`
+		Alignment  int64   `json:"alignment"`
+		Arch       string  `json:"architecture"`
+		FileBytes  int64   `json:"file_bytes"`
+		DataOffset int64   `json:"data_offset"`
+		Segment    segment `json:"segment"`
+	}{1, g.Path, g.N, f.Version, order, f.Alignment, f.Architecture(), f.Size, f.DataOffset,
+		segment{Path: path.Join(at.RT.Store().Root, "live", g.Path), Bytes: f.Size}})
+	if err != nil {
+		return nil, err
+	}
+	b := append(bytes.TrimSuffix(head, []byte("}")), ",\n\"tensors\":"...)
+	return append(bytes.TrimSpace(f.AppendTensorsJSON(b)), "}\n"...), nil
+}
+
+type segment struct {
+	Path  string  `json:"path"`
+	Name  *string `json:"shm_name"` // for shm_open(3); null: the segment is not directly in /dev/shm
+	Bytes int64   `json:"bytes"`
+}
+
+// Usage and execution of commands: one table each for the runtime and a model.
+
+type command struct {
+	name, args, doc string
+	run             func(At, string) error
+}
+
+var errUsage = errors.New("unknown command; read this file for the list")
+
+func usage(cmds []command) []byte {
+	var b bytes.Buffer
+	for _, c := range cmds {
+		fmt.Fprintf(&b, "%-24s %s\n", strings.TrimSpace(c.name+" "+c.args), c.doc)
+	}
+	return b.Bytes()
+}
+
+// run executes one line. ErrInvalid marks what the user got wrong.
+func run(cmds []command, at At, line string) error {
+	name, args, _ := strings.Cut(strings.TrimSpace(line), " ")
+	args = strings.TrimSpace(args)
+	for _, c := range cmds {
+		if c.name != name {
+			continue
+		}
+		if (c.args == "") != (args == "") && !strings.HasPrefix(c.args, "[") {
+			return fmt.Errorf("usage: %s %s: %w", c.name, c.args, fs.ErrInvalid)
+		}
+		if err := c.run(at, args); err != nil {
+			return fmt.Errorf("%s: %w", strings.TrimSpace(line), err)
+		}
+		return nil
+	}
+	return fmt.Errorf("%q: %w: %w", strings.TrimSpace(line), errUsage, fs.ErrInvalid)
+}
+
+var runtimeCommands = []command{
+	{"activate", "[MODEL]", "make MODEL the active one; without it, the newest load", func(at At, p string) error { return at.RT.Activate(p) }},
+	{"load", "MODEL", "bring a cold model into memory", func(at At, p string) error { return at.RT.Load(p) }},
+}
+
+var modelCommands = []command{
+	{"activate", "", "make this the active model", func(at At, _ string) error { return at.RT.Activate(at.Path) }},
+	{"load", "", "bring the model into memory if it is cold", func(at At, _ string) error { return at.RT.Load(at.Path) }},
+}
+
+func showUsage(At) ([]byte, error)      { return usage(runtimeCommands), nil }
+func showModelUsage(At) ([]byte, error) { return usage(modelCommands), nil }
+
+func doRuntime(at At, line string) error { return run(runtimeCommands, at, line) }
+func doModel(at At, line string) error   { return run(modelCommands, at, line) }

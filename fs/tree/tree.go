@@ -1,0 +1,213 @@
+// Package tree says what the mount looks like, as data. layout.go is the table:
+// one row a file. This file walks the table; it knows no FUSE and implements
+// io/fs, so that the whole tree can be tested without a mount.
+package tree
+
+import (
+	"io/fs"
+	"path"
+	"strconv"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
+
+	"vbootfs/ggufview"
+	"vbootfs/vectorboot"
+)
+
+// At is what a row speaks of. Rows of models/P and below have Path; those that
+// describe a loaded file have Gen, held by the Entry that carries it.
+type At struct {
+	RT     *vectorboot.Runtime
+	Path   string
+	Gen    *vectorboot.Generation
+	KV     *ggufview.KV
+	Tensor *ggufview.Tensor
+}
+
+// Row is one file or directory of the tree. Exactly one of Show, Data, Link,
+// Segment, Output and (Rows or Find) is set; Do may join Show.
+type Row struct {
+	Name string
+	Doc  string      // what the file is: a line of vector_boot/README
+	Mode fs.FileMode // permissions; for rows of a model an upper bound of the file's own
+
+	Show    func(At) ([]byte, error)          // small text, rendered whole
+	Data    func(At) (ggufview.View, error)   // content computed when read; size known up front
+	Link    func(At) (string, error)          // target of a symbolic link
+	Segment bool                              // the bytes of the loaded file
+	Output  bool                              // the live directory tree
+	Do      func(At, string) error            // runs one command that was written
+	Rows    []*Row                            // fixed children
+	Find    func(At, string) (*Row, At, bool) // further children by name
+	List    func(At) []string                 // their names
+
+	Live bool // changes by itself: never cached, each open takes a snapshot
+	Gen  bool // exists only once a generation is loaded
+}
+
+// IsDir reports whether the row is a directory.
+func (r *Row) IsDir() bool { return r.Rows != nil || r.Find != nil || r.Output }
+
+// Entry is a row at a place: a node of the tree. It holds its generation until Close.
+type Entry struct {
+	*Row
+	At At
+	ID string // path, and the generation where the content depends on it
+}
+
+// Root is the top of the mount.
+func Root(rt *vectorboot.Runtime) Entry { return Entry{Row: root, At: At{RT: rt}} }
+
+// Close lets the generation go.
+func (e Entry) Close() {
+	if e.At.Gen != nil {
+		e.At.Gen.Release()
+	}
+}
+
+// Ino is the inode number: a pure function of path and generation. The top bit
+// keeps it apart from the numbers of files in the store.
+func (e Entry) Ino() uint64 { return xxhash.Sum64String(e.ID) | 1<<63 }
+
+// Lookup finds a child; the caller closes it. The error is fs.ErrNotExist.
+func (e Entry) Lookup(name string) (Entry, error) {
+	row, at := e.child(name)
+	if row == nil {
+		return Entry{}, fs.ErrNotExist
+	}
+	id := path.Join(e.ID, name)
+	switch {
+	case e.At.Gen != nil:
+		at.Gen = e.At.Gen
+		at.Gen.Acquire()
+	case row.Gen:
+		if at.Gen = at.RT.Acquire(at.Path); at.Gen == nil {
+			return Entry{}, fs.ErrNotExist
+		}
+		id += "@" + strconv.FormatUint(at.Gen.N, 10)
+	}
+	return Entry{Row: row, At: at, ID: id}, nil
+}
+
+func (e Entry) child(name string) (*Row, At) {
+	for _, r := range e.Rows {
+		if r.Name == name {
+			return r, e.At
+		}
+	}
+	if e.Find != nil {
+		if r, at, ok := e.Find(e.At, name); ok {
+			return r, at
+		}
+	}
+	return nil, At{}
+}
+
+// Names lists the children that exist now.
+func (e Entry) Names() []string {
+	var out []string
+	loaded := e.At.Gen != nil
+	if !loaded && e.At.Path != "" {
+		if g := e.At.RT.Acquire(e.At.Path); g != nil {
+			loaded = true
+			g.Release()
+		}
+	}
+	for _, r := range e.Rows {
+		if !r.Gen || loaded {
+			out = append(out, r.Name)
+		}
+	}
+	if e.List != nil {
+		out = append(out, e.List(e.At)...)
+	}
+	return out
+}
+
+// Content is what reading the file gives, for every kind of row but links and
+// directories. Text that belongs to a generation is rendered once for its size
+// and again only when somebody reads what the kernel does not hold any more.
+func (e Entry) Content() (ggufview.View, error) {
+	switch {
+	case e.Segment:
+		return e.At.Gen, nil
+	case e.Data != nil:
+		return e.Data(e.At)
+	case e.Show == nil:
+		return ggufview.Bytes(nil), nil
+	case e.At.Gen != nil && !e.Live:
+		return rendered(e.At.Gen, e.ID, func() ([]byte, error) { return e.Show(e.At) })
+	}
+	b, err := e.Show(e.At)
+	return ggufview.Bytes(b), err
+}
+
+// Attr is what stat shows of a node.
+type Attr struct {
+	Mode     fs.FileMode
+	Size     int64
+	UID, GID uint32
+	Time     time.Time
+}
+
+// Attr computes the attributes. Content is rendered for its exact size, since
+// rsync and tar copy nothing of a file that claims to be empty.
+func (e Entry) Attr() (Attr, error) {
+	a := Attr{Mode: e.Mode, Time: e.At.RT.Start}
+	if e.At.Gen != nil {
+		a.Time = e.At.Gen.Loaded
+	}
+	e.own(&a)
+	switch {
+	case e.IsDir():
+		a.Mode |= fs.ModeDir
+	case e.Link != nil:
+		a.Mode |= fs.ModeSymlink
+		target, err := e.Link(e.At)
+		a.Size = int64(len(target))
+		return a, err
+	default:
+		v, err := e.Content()
+		if err != nil {
+			return a, err
+		}
+		a.Size = v.Size()
+	}
+	return a, nil
+}
+
+// own gives everything below models/ the owner of the file it describes, and no
+// permission that the file does not give: a directory may be entered by those
+// who may read it.
+func (e Entry) own(a *Attr) {
+	if e.At.Path == "" {
+		return
+	}
+	var st unix.Stat_t
+	var err error
+	if e.At.Gen != nil {
+		st, err = e.At.Gen.Seg.Node.Stat()
+	} else {
+		st, err = e.statPath()
+	}
+	if err != nil {
+		return
+	}
+	a.UID, a.GID = st.Uid, st.Gid
+	perm := fs.FileMode(st.Mode & 0o777)
+	if e.IsDir() && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		perm |= perm & 0o444 >> 2
+	}
+	a.Mode &= perm | fs.ModeType
+}
+
+func (e Entry) statPath() (st unix.Stat_t, err error) {
+	n, err := e.At.RT.Store().Live.Walk(e.At.Path)
+	if err != nil {
+		return st, err
+	}
+	defer n.Close()
+	return n.Stat()
+}

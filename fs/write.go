@@ -1,0 +1,577 @@
+package fs
+
+import (
+	"context"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vbootfs/shm"
+	"vbootfs/vectorboot"
+)
+
+// bg stands for work that is done to its end whatever the caller does.
+var bg = context.Background()
+
+// stage is a file that is being written for a name which shows a loaded model.
+// It has no name in output/ until it is a valid GGUF; then it takes the name,
+// and readers of the old file keep the old file.
+//
+// An open that truncates stages an empty file, which itself becomes the next
+// generation. An open that keeps the content (append, r+) stages a copy, made
+// when it is first read or written. What its writer closes is copied once more
+// before it is shown, because the writer may still have it mapped.
+type stage struct {
+	n    *node
+	file string    // name in Store.Stage
+	dir  *shm.Node // where the name is; follows renames
+	base string
+	tid  uint32 // the thread that was sent back to find it
+	born time.Time
+
+	// guarded by n.file.mu
+	opened   int
+	rejected bool // its bytes are kept as NAME.rejected
+	copy     bool
+	from     *vectorboot.Generation // copy: what it is a copy of, held
+	filled   bool
+	dirty    bool // copy: written since it was last judged
+}
+
+// path is where the stage will be shown.
+func (s *stage) path() (string, bool) {
+	d, ok := s.dir.Path()
+	return path.Join(d, s.base), ok
+}
+
+// staleAfter is how long a thread may take from ESTALE to its second try.
+const staleAfter = 10 * time.Second
+
+// redirect stages a file for the thread that wants to write the model n.
+func (f *FS) redirect(n *node, tid uint32, trunc bool) error {
+	p, ok := f.pathOf(n)
+	if !ok {
+		return unix.ESTALE // replaced and gone: look again
+	}
+	s := &stage{base: path.Base(p), tid: tid, born: time.Now(), copy: !trunc, file: f.store.StageName()}
+	var err error
+	if s.dir, err = f.store.Live.Walk(path.Dir(p)); err != nil {
+		return err
+	}
+	live, err := f.makeLike(s.file, n.live)
+	if err == nil && s.copy {
+		if s.from = f.rt.Acquire(p); s.from == nil {
+			err = unix.ESTALE
+		} else if err = live.Truncate(n.live.Size()); err == nil {
+			err = keepTimes(live, n.live)
+		}
+	} else if err == nil {
+		f.rt.NoteTarget(live, p)
+	}
+	if err != nil {
+		if live != nil {
+			live.Close()
+			_ = f.store.Stage.Unlink(s.file)
+		}
+		s.close()
+		return err
+	}
+	f.mu.Lock()
+	s.n = f.add(&node{key: live.Ino, live: live, holds: 1})
+	s.n.file.stage = s
+	old := f.staged[tid]
+	f.staged[tid] = s
+	f.mu.Unlock()
+	f.abandon(old)
+	f.sweep()
+	return nil
+}
+
+func (s *stage) close() {
+	s.dir.Close()
+	if s.from != nil {
+		s.from.Release()
+	}
+}
+
+// makeLike creates a staging file with owner, mode and attributes of another.
+func (f *FS) makeLike(name string, like *shm.Node) (*shm.Node, error) {
+	st, err := like.Stat()
+	if err != nil {
+		return nil, err
+	}
+	n, err := f.store.Stage.Create(name, 0o600, &shm.Owner{UID: st.Uid, GID: st.Gid})
+	if err != nil {
+		return nil, err
+	}
+	if err = n.Chmod(st.Mode); err == nil {
+		err = f.copyXattrs(n, like)
+	}
+	if err != nil {
+		n.Close()
+		_ = f.store.Stage.Unlink(name)
+		return nil, err
+	}
+	return n, nil
+}
+
+func (f *FS) copyXattrs(to, from *shm.Node) error {
+	list, err := from.Listxattr()
+	if err != nil {
+		return nil // no attributes on this tmpfs
+	}
+	buf := make([]byte, 64<<10)
+	for _, name := range strings.Split(string(list), "\x00") {
+		if name == "" || f.store.IsMark(name) {
+			continue
+		}
+		if k, err := from.Getxattr(name, buf); err == nil {
+			if err := to.Setxattr(name, buf[:k], 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func keepTimes(to, from *shm.Node) error {
+	st, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	return to.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
+}
+
+// sent is the stage that a thread was sent back to find under a name.
+func (f *FS) sent(tid uint32, dir *node, name string) *node {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.staged[tid]
+	if s == nil || s.base != name || s.dir.Ino != dir.live.Ino {
+		return nil
+	}
+	s.n.lookups++
+	return s.n
+}
+
+// arrive is the second try: the stage of the node, if it is one.
+func (f *FS) arrive(n *node, tid uint32) *stage {
+	n.file.mu.Lock()
+	s := n.file.stage
+	if s != nil {
+		s.opened++
+	}
+	n.file.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	f.mu.Lock()
+	mine := f.staged[tid] == s
+	if mine {
+		delete(f.staged, tid)
+	}
+	f.mu.Unlock()
+	if mine {
+		defer f.unhold(n) // after the caller's handle holds it
+	}
+	return s
+}
+
+// abandon discards a stage whose thread never came back.
+func (f *FS) abandon(s *stage) {
+	if s == nil {
+		return
+	}
+	s.n.file.mu.Lock()
+	if s.opened == 0 {
+		f.discard(s.n)
+	}
+	s.n.file.mu.Unlock()
+	f.unhold(s.n)
+}
+
+// sweep abandons what is too old.
+func (f *FS) sweep() {
+	var old []*stage
+	f.mu.Lock()
+	for tid, s := range f.staged {
+		if time.Since(s.born) > staleAfter {
+			old = append(old, s)
+			delete(f.staged, tid)
+		}
+	}
+	f.mu.Unlock()
+	for _, s := range old {
+		f.abandon(s)
+	}
+}
+
+// discard ends a stage without showing it. Caller holds file.mu.
+func (f *FS) discard(n *node) {
+	s := n.file.stage
+	n.file.stage = nil
+	if s == nil {
+		return
+	}
+	_ = f.store.Stage.Unlink(s.file)
+	s.close()
+}
+
+// pathOf is the path below output/ under which a live file is, or will be, shown.
+func (f *FS) pathOf(n *node) (string, bool) {
+	if s := n.file.stage; s != nil {
+		return s.path()
+	}
+	st, err := n.live.Stat()
+	if err != nil || st.Nlink == 0 {
+		return "", false
+	}
+	if at := n.at.Load(); at != nil && st.Nlink > 1 { // which of its names was meant?
+		if d, ok := at.dir.live.Path(); ok {
+			if c, err := f.store.Live.Walk(path.Join(d, at.name)); err == nil {
+				same := c.Ino == n.live.Ino
+				c.Close()
+				if same {
+					return path.Join(d, at.name), true
+				}
+			}
+		}
+	}
+	return n.live.Path()
+}
+
+// writing counts a writer in. It reports whether the file counts as a large one.
+func (f *FS) writing(n *node) (hurry bool) {
+	n.file.mu.Lock()
+	n.file.writers++
+	p, ok := f.pathOf(n)
+	n.file.mu.Unlock()
+	if s := f.rt.Source(); s != nil {
+		s.Dirty(n.live)
+	}
+	if !ok {
+		return false
+	}
+	if hurry = strings.Contains(path.Base(p), ".gguf"); hurry {
+		f.store.Hurry(1)
+	}
+	if vectorboot.Loadable(p) && !f.rt.Holds(n.live.Ino) {
+		f.tell(f.rt.Receive(p, n.live))
+	}
+	return hurry
+}
+
+// tell passes changes on to the kernel. No lock is held.
+func (f *FS) tell(changes []vectorboot.Change) {
+	for _, c := range changes {
+		f.changed(c)
+	}
+}
+
+// fill makes a copied stage whole before it is read or written.
+func (f *FS) fill(n *node) error {
+	n.file.mu.Lock()
+	defer n.file.mu.Unlock()
+	return f.fillLocked(n)
+}
+
+func (f *FS) fillLocked(n *node) error {
+	s := n.file.stage
+	if s == nil || !s.copy || s.filled {
+		return nil
+	}
+	src := s.from.Seg.Node
+	if err := f.rt.Warm(bg, src); err != nil {
+		return err
+	}
+	if _, err := n.live.Copy(src, 0, 0, src.Size()); err != nil {
+		return err
+	}
+	s.filled = true
+	return nil
+}
+
+// touch prepares a file for a change of its bytes.
+func (f *FS) touch(n *node) error {
+	n.file.mu.Lock()
+	defer n.file.mu.Unlock()
+	if s := n.file.stage; s != nil && s.copy {
+		s.dirty = true
+	}
+	return f.fillLocked(n)
+}
+
+// truncate sets the size of a file that no reader relies on.
+func (f *FS) truncate(n *node, size int64) error {
+	if f.rt.Holds(n.live.Ino) {
+		if size == n.live.Size() {
+			return nil
+		}
+		return unix.ETXTBSY
+	}
+	if src := f.rt.Source(); src != nil && src.IsCold(n.live) {
+		if size > 0 {
+			if err := f.rt.Warm(bg, n.live); err != nil {
+				return err
+			}
+		} else {
+			src.Thaw(n.live)
+		}
+	}
+	if err := f.touch(n); err != nil {
+		return err
+	}
+	return n.live.Truncate(size)
+}
+
+// Flush is close(2): here a writer learns whether what it wrote is a model. It
+// can come several times for one open file.
+func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := f.handle(in.Fh)
+	if !h.write || h.n.live == nil {
+		return fuse.OK
+	}
+	return status(f.judge(h.n, false))
+}
+
+// judge loads a file that was written, if its name makes it a model. Judged
+// again, an unchanged file gets the same answer; force looks at its bytes all
+// the same, for stores through a mapping leave no trace in its times.
+func (f *FS) judge(n *node, force bool) error {
+	n.file.mu.Lock()
+	changes, moved, err := f.judgeLocked(n, force)
+	n.file.mu.Unlock()
+	f.tell(changes)
+	if moved != nil {
+		f.forgetLive(moved)
+	}
+	return err
+}
+
+func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, moved *renamed, err error) {
+	p, ok := f.pathOf(n)
+	now := stampOf(n.live)
+	if !ok || !vectorboot.Loadable(p) || now.size == 0 {
+		return nil, nil, nil
+	}
+	bytes := n.live
+	if s := n.file.stage; s != nil && s.copy {
+		if !s.dirty {
+			return nil, nil, n.file.verdict
+		}
+		c, name, err := f.snapshot(n)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer c.Close()
+		defer f.store.Stage.Unlink(name) // gone already if it was shown
+		return f.decide(n, p, c, name, now)
+	} else if n.file.seen == now && !(force && n.file.verdict != nil) {
+		return nil, nil, n.file.verdict
+	}
+	name := ""
+	if n.file.stage != nil {
+		name = n.file.stage.file
+	}
+	return f.decide(n, p, bytes, name, now)
+}
+
+// decide parses the bytes and shows or rejects them. name is their name in
+// Store.Stage, "" if they are at p already. Caller holds file.mu.
+func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, *renamed, error) {
+	g, err := vectorboot.Judge(bytes)
+	before := n.file.verdict
+	n.file.seen, n.file.verdict = now, err
+	if s := n.file.stage; s != nil {
+		s.dirty = false
+	}
+	if err != nil {
+		if before != nil && before.Error() == err.Error() {
+			return nil, nil, err // known
+		}
+		f.keepRejected(n, bytes, name)
+		return f.rt.Fail(p, err), nil, err
+	}
+	return f.show(n, p, g, name)
+}
+
+// keepRejected gives refused bytes a name beside the model that they would have replaced.
+func (f *FS) keepRejected(n *node, bytes *shm.Node, name string) {
+	s := n.file.stage
+	if s == nil {
+		return
+	}
+	f.names.Lock()
+	defer f.names.Unlock()
+	_ = s.dir.Unlink(rejected(s.base))
+	if err := s.dir.Link(bytes, rejected(s.base)); err != nil {
+		f.log.WithError(err).Error("cannot keep rejected bytes")
+		return
+	}
+	s.rejected = true
+	if d, ok := s.dir.Path(); ok {
+		f.mark(rejected(path.Join(d, s.base)))
+	}
+}
+
+// renamed is a name in output/ that now means another inode.
+type renamed struct {
+	dir  uint64 // inode number
+	base string
+}
+
+// show makes a valid file the current generation of its name. Caller holds file.mu.
+func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, *renamed, error) {
+	f.names.Lock()
+	defer f.names.Unlock()
+	s := n.file.stage
+	if s == nil { // written in place, before anything was loaded under this name
+		if again, ok := f.pathOf(n); !ok || again != p {
+			g.Release()
+			return nil, nil, nil // renamed or removed meanwhile; that judged it
+		}
+		return f.rt.Publish(p, g), nil, nil
+	}
+	if err := f.store.Stage.Rename(name, s.dir, s.base, 0); err != nil {
+		g.Release()
+		return nil, nil, err
+	}
+	moved := &renamed{s.dir.Ino, s.base}
+	if s.rejected {
+		_ = s.dir.Unlink(rejected(s.base))
+		s.rejected = false
+		f.mark(rejected(p))
+	}
+	p, _ = s.path()
+	if !s.copy {
+		f.rt.ClearTarget(n.live)
+		n.file.stage = nil
+		n.file.seen = stampOf(n.live) // taking its name was no change of content
+		s.close()
+	}
+	f.mark(p)
+	return f.rt.Publish(p, g), moved, nil
+}
+
+// forgetLive makes the kernel look a name up again.
+func (f *FS) forgetLive(r *renamed) {
+	f.mu.Lock()
+	d := f.byKey[r.dir]
+	f.mu.Unlock()
+	if d != nil {
+		f.srv.EntryNotify(d.id, r.base)
+	}
+}
+
+// snapshot copies what the writer of a copied stage has made so far.
+func (f *FS) snapshot(n *node) (*shm.Node, string, error) {
+	if err := f.fillLocked(n); err != nil {
+		return nil, "", err
+	}
+	name := f.store.StageName()
+	c, err := f.makeLike(name, n.live)
+	if err != nil {
+		return nil, "", err
+	}
+	if _, err = c.Copy(n.live, 0, 0, n.live.Size()); err == nil {
+		err = keepTimes(c, n.live)
+	}
+	if err != nil {
+		c.Close()
+		_ = f.store.Stage.Unlink(name)
+		return nil, "", err
+	}
+	return c, name, nil
+}
+
+// mark says that SOURCE may differ at p.
+func (f *FS) mark(p string) {
+	if s := f.rt.Source(); s != nil {
+		s.Mark(p)
+	}
+}
+
+// Release ends a handle after its last close.
+func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	h := f.close(in.Fh)
+	if h == nil {
+		return
+	}
+	if h.write && h.n.live != nil {
+		f.written(h)
+	}
+	f.unhold(h.n)
+}
+
+// written counts a writer out; the last one decides what becomes of the file.
+func (f *FS) written(h *handle) {
+	n := h.n
+	if err := f.judge(n, true); err != nil {
+		f.log.WithError(err).Warn("not loaded")
+	}
+	n.file.mu.Lock()
+	n.file.writers--
+	last := n.file.writers == 0
+	p, ok := f.pathOf(n)
+	if last && n.file.stage != nil {
+		f.discard(n)
+		ok = false
+	}
+	n.file.mu.Unlock()
+	if last {
+		f.tell(f.rt.Forget(n.live))
+	}
+	if h.hurry {
+		f.store.Hurry(-1)
+	}
+	if last && ok && h.hurry {
+		n.live.Trim()
+	}
+	if last && ok {
+		f.mark(p)
+	}
+}
+
+// Fsync makes a file durable. A file that has no name yet is kept under the one
+// it will have, or as rejected.
+func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	src := f.rt.Source()
+	h := f.handle(in.Fh)
+	if src == nil || h.n.live == nil {
+		return fuse.OK
+	}
+	h.n.file.mu.Lock()
+	p, ok := f.pathOf(h.n)
+	staged := h.n.file.stage != nil && (!h.n.file.stage.copy || h.n.file.stage.dirty)
+	h.n.file.mu.Unlock()
+	if !ok {
+		return fuse.OK
+	}
+	if !staged {
+		return status(src.Sync(p))
+	}
+	g, err := vectorboot.Judge(h.n.live)
+	if err != nil {
+		p = rejected(p)
+	} else {
+		g.Release()
+	}
+	return status(src.SyncAs(p, h.n.live))
+}
+
+// FsyncDir makes the names of a directory durable.
+func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n := f.node(in.NodeId)
+	src := f.rt.Source()
+	if src == nil || n.live == nil {
+		return fuse.OK
+	}
+	p, ok := n.live.Path()
+	if !ok {
+		return fuse.OK
+	}
+	return status(src.SyncDir(p))
+}

@@ -1,0 +1,101 @@
+package ggufview
+
+import "strconv"
+
+// AppendTensorsJSON appends the array "tensors" of layout.json, a tensor a
+// line, without a newline at the end. Shapes are in NumPy's order, ne in ggml's;
+// offset is absolute; numpy_dtype is null where NumPy has no such type.
+func (f *File) AppendTensorsJSON(dst []byte) []byte {
+	j := jsonText{dst: append(dst, '[')}
+	for i := range f.Tensors {
+		j.line(i)
+		f.appendTensorJSON(&j, &f.Tensors[i])
+	}
+	j.raw("\n]")
+	return j.dst
+}
+
+func (f *File) appendTensorJSON(j *jsonText, t *Tensor) {
+	j.raw(`{"name":`)
+	j.text([]byte(t.Name))
+	j.raw(`,"type":"` + t.Type.String() + `"`)
+	j.int(`,"type_id":`, int64(t.Type))
+	j.raw(`,"shape":[`)
+	j.dst = t.appendShape(j.dst, ',')
+	j.raw(`],"ne":[`)
+	for i, n := range t.NE[:t.Dims] {
+		if i > 0 {
+			j.raw(",")
+		}
+		j.int("", n)
+	}
+	j.int(`],"offset":`, t.Offset)
+	j.int(`,"nbytes":`, t.Bytes)
+	j.int(`,"elements":`, t.Elements)
+	j.int(`,"block_elements":`, int64(t.Type.BlockElements()))
+	j.int(`,"block_bytes":`, int64(t.Type.BlockBytes()))
+	j.raw(`,"numpy_dtype":` + f.numpyJSON(t.Type) + "}")
+}
+
+// int writes what comes before a number, and the number.
+func (j *jsonText) int(before string, n int64) {
+	j.raw(before)
+	j.dst = strconv.AppendInt(j.dst, n, 10)
+}
+
+// appendShape writes the dimensions in NumPy's order.
+func (t *Tensor) appendShape(dst []byte, sep byte) []byte {
+	for i := t.Dims - 1; i >= 0; i-- {
+		dst = strconv.AppendInt(dst, t.NE[i], 10)
+		if i > 0 {
+			dst = append(dst, sep)
+		}
+	}
+	return dst
+}
+
+// numpyJSON is NumPy's name of the type in this file's byte order, as JSON.
+func (f *File) numpyJSON(t Type) string {
+	kind := types[t].numpy
+	switch {
+	case kind == "":
+		return "null"
+	case t.BlockBytes() == 1:
+		return `"|` + kind + `"`
+	case f.BigEndian:
+		return `">` + kind + `"`
+	}
+	return `"<` + kind + `"`
+}
+
+// AppendLayoutTSV appends a header line and a line per tensor: name, type,
+// shape in NumPy's order (64x64, empty for a scalar), absolute offset, bytes.
+// In names, tab, newline and backslash are written \t, \n and \\.
+func (f *File) AppendLayoutTSV(dst []byte) []byte {
+	dst = append(dst, "name\ttype\tshape\toffset\tnbytes\n"...)
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		dst = append(appendTSV(dst, t.Name), '\t')
+		dst = append(append(dst, t.Type.String()...), '\t')
+		dst = append(t.appendShape(dst, 'x'), '\t')
+		dst = append(strconv.AppendInt(dst, t.Offset, 10), '\t')
+		dst = append(strconv.AppendInt(dst, t.Bytes, 10), '\n')
+	}
+	return dst
+}
+
+func appendTSV(dst []byte, s string) []byte {
+	for _, c := range []byte(s) {
+		switch c {
+		case '\t':
+			dst = append(dst, `\t`...)
+		case '\n':
+			dst = append(dst, `\n`...)
+		case '\\':
+			dst = append(dst, `\\`...)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}

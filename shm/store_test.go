@@ -1,0 +1,207 @@
+package shm
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// open makes a store for a test and removes it afterwards.
+func open(t *testing.T, c Config) *Store {
+	t.Helper()
+	if c.Base == "" {
+		c.Base = t.TempDir()
+	}
+	if c.ID == "" {
+		c.ID = "test"
+	}
+	s, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(s.Root); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left behind", s.Root)
+		}
+	})
+	return s
+}
+
+func create(t *testing.T, dir *Node, name, content string) *Node {
+	t.Helper()
+	n, err := dir.Create(name, 0o644, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	if _, err := n.WriteAt([]byte(content), 0); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestRootShowsFilesButCannotBeWritten(t *testing.T) {
+	s := open(t, Config{})
+	create(t, s.Live, "a", "hello")
+	p := filepath.Join(s.Root, "live", "a")
+	if b, err := os.ReadFile(p); err != nil || string(b) != "hello" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	if !s.Private {
+		t.Log("no privilege: the directory is writable by its owner")
+		return
+	}
+	if err := os.WriteFile(p, nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing around the daemon: %v, want EROFS", err)
+	}
+}
+
+func TestPathFollowsRenames(t *testing.T) {
+	s := open(t, Config{})
+	d, err := s.Live.Mkdir("d", 0o755, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	n := create(t, d, "x", "1")
+	check := func(want string, ok bool) {
+		t.Helper()
+		if p, have := n.Path(); p != want || have != ok {
+			t.Errorf("path %q %v, want %q %v", p, have, want, ok)
+		}
+	}
+	check("d/x", true)
+	if err := s.Live.Rename("d", s.Live, "e", 0); err != nil {
+		t.Fatal(err)
+	}
+	check("e/x", true)
+	if err := d.Rename("x", s.Live, "y (deleted)", 0); err != nil {
+		t.Fatal(err)
+	}
+	check("y (deleted)", true)
+	if err := s.Live.Unlink("y (deleted)"); err != nil {
+		t.Fatal(err)
+	}
+	check("", false)
+	if p, ok := s.Live.Path(); p != "." || !ok {
+		t.Errorf("live itself: %q %v", p, ok)
+	}
+}
+
+func TestTakeoverAfterACrash(t *testing.T) {
+	c := Config{Base: t.TempDir(), ID: "crash"}
+	s, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Attached {
+		t.Error("a new store says it was attached")
+	}
+	create(t, s.Live, "a", "kept")
+	if _, err := Open(c); !errors.Is(err, ErrInUse) {
+		t.Errorf("second open: %v, want ErrInUse", err)
+	}
+	s.Abandon()
+	s2 := open(t, c)
+	if !s2.Attached {
+		t.Error("the tree was not taken over")
+	}
+	n, err := s2.Live.Lookup("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	buf := make([]byte, 4)
+	if _, err := n.ReadAt(buf, 0); err != nil || string(buf) != "kept" {
+		t.Errorf("%q, %v", buf, err)
+	}
+	if _, err := n.WriteAt([]byte("more"), 4); err != nil {
+		t.Errorf("writing after the takeover: %v", err)
+	}
+}
+
+func TestLimit(t *testing.T) {
+	s := open(t, Config{Limit: 8 << 20})
+	n := create(t, s.Live, "big", "")
+	_, err := n.WriteAt(make([]byte, 9<<20), 0)
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("write past the limit: %v, want ENOSPC", err)
+	}
+	if err := n.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.WriteAt(make([]byte, 4<<20), 0); err != nil {
+		t.Errorf("space did not come back: %v", err)
+	}
+	if used, limit := s.Usage(); used < 4<<20 || used > limit || limit != 8<<20 {
+		t.Errorf("usage %d of %d", used, limit)
+	}
+}
+
+func TestPlantedLinkIsRefused(t *testing.T) {
+	base := t.TempDir()
+	victim := t.TempDir()
+	if err := os.Symlink(victim, filepath.Join(base, "x")); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(Config{Base: base, ID: "x"}); err == nil {
+		s.Close()
+		t.Fatal("a planted symlink was followed")
+	} else if !strings.Contains(err.Error(), "not a directory") {
+		t.Error(err)
+	}
+}
+
+func TestDirents(t *testing.T) {
+	s := open(t, Config{})
+	want := map[string]bool{}
+	for i := range 300 {
+		name := strings.Repeat("n", i%200+1) + string(rune('a'+i/200))
+		want[name] = true
+		n, err := s.Live.Create(name, 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Close()
+	}
+	got, err := s.Live.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range got {
+		if !want[e.Name] || e.Type != unix.S_IFREG {
+			t.Errorf("unexpected %+v", e)
+		}
+		delete(want, e.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("%d names missing", len(want))
+	}
+}
+
+func TestHugePagesWhileHurrying(t *testing.T) {
+	s := open(t, Config{Limit: 64 << 20})
+	s.Hurry(1)
+	n := create(t, s.Live, "m", "")
+	if _, err := n.WriteAt(bytes.Repeat([]byte{1}, 5000), 0); err != nil {
+		t.Fatal(err)
+	}
+	s.Hurry(-1)
+	n.Trim()
+	if st, err := n.Stat(); err != nil || st.Blocks*512 != 8192 || st.Size != 5000 {
+		t.Errorf("after trim: %d blocks, size %d, %v", st.Blocks, st.Size, err)
+	}
+}
+
+func FuzzDirents(f *testing.F) {
+	f.Add([]byte("\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x18\x00\x08a\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) { parseDirents(b) })
+}

@@ -1,0 +1,180 @@
+package vectorboot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vbootfs/ggufview"
+	"vbootfs/shm"
+)
+
+// Segment is the shared memory of one file: its inode and a read-only mapping.
+// The last holder's drop unmaps it.
+type Segment struct {
+	Ino  uint64
+	Node *shm.Node // owned
+	m    *shm.Mapping
+	refs atomic.Int32
+}
+
+func (s *Segment) drop() {
+	if s.refs.Add(-1) == 0 {
+		if s.m != nil {
+			s.m.Unmap()
+		}
+		s.Node.Close()
+	}
+}
+
+// Generation is one version of a model: a segment and what its header says.
+// Everything in it is immutable after Publish.
+type Generation struct {
+	N      uint64
+	Path   string // the model's path when this generation was current
+	Seg    *Segment
+	Info   *ggufview.File
+	Cold   bool // the bytes are not in memory: Seg is a placeholder
+	Loaded time.Time
+	Took   time.Duration // from the end of writing to readable, or of filling
+
+	refs   atomic.Int32
+	memo   sync.Map // results of Once, by key
+	sum    sync.Once
+	sha    string
+	shaErr error
+}
+
+// Judge maps a file and reads its header. It fails with *ggufview.FormatError
+// when the file is no whole valid GGUF. The generation belongs to the caller,
+// who publishes or releases it; the node stays the caller's.
+func Judge(node *shm.Node) (*Generation, error) {
+	begin := time.Now()
+	own, err := node.Dup()
+	if err != nil {
+		return nil, err
+	}
+	m, err := own.Map()
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	info, err := parse(m.Bytes)
+	if err != nil {
+		m.Unmap()
+		own.Close()
+		return nil, err
+	}
+	return newGeneration(&Segment{Ino: own.Ino, Node: own, m: m}, info, begin), nil
+}
+
+func newGeneration(seg *Segment, info *ggufview.File, begin time.Time) *Generation {
+	now := time.Now()
+	g := &Generation{Seg: seg, Info: info, Loaded: now, Took: now.Sub(begin)}
+	g.refs.Store(1)
+	seg.refs.Store(1)
+	return g
+}
+
+// parse turns a fault in the mapping (somebody cut the file meanwhile) into an error.
+func parse(b []byte) (f *ggufview.File, err error) {
+	defer Guard(&err)()
+	return ggufview.Parse(b, int64(len(b)))
+}
+
+// Guard makes memory faults of mapped files errors of the goroutine that reads
+// them, instead of the end of the process:
+//
+//	defer Guard(&err)()
+func Guard(err *error) func() {
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			if _, fault := r.(interface{ Addr() uintptr }); !fault {
+				panic(r)
+			}
+			*err = fmt.Errorf("the file shrank while it was read: %v", r)
+		}
+	}
+}
+
+// Acquire adds a holder.
+func (g *Generation) Acquire() { g.refs.Add(1) }
+
+// Release drops a holder; the last one ends the mapping.
+func (g *Generation) Release() {
+	if g.refs.Add(-1) == 0 {
+		g.Seg.drop()
+	}
+}
+
+// clone shares the segment; the registry's hold on g passes to the clone.
+func (g *Generation) clone() *Generation {
+	g.Seg.refs.Add(1)
+	c := &Generation{N: g.N, Path: g.Path, Seg: g.Seg, Info: g.Info, Cold: g.Cold, Loaded: g.Loaded, Took: g.Took}
+	c.refs.Store(1)
+	g.Release()
+	return c
+}
+
+func (g *Generation) renumber(n uint64) *Generation { c := g.clone(); c.N = n; return c }
+
+func (g *Generation) renamed(p string) *Generation { c := g.clone(); c.Path = p; return c }
+
+func (g *Generation) state() State {
+	if g.Cold {
+		return Cold
+	}
+	return Loaded
+}
+
+// Once computes something once per generation. What it is, is named by key.
+func (g *Generation) Once(key any, compute func() (any, error)) (any, error) {
+	if v, ok := g.memo.Load(key); ok {
+		return v, nil
+	}
+	v, err := compute()
+	if err == nil {
+		v, _ = g.memo.LoadOrStore(key, v)
+	}
+	return v, err
+}
+
+// Bytes is the mapped file; nil while cold.
+func (g *Generation) Bytes() []byte {
+	if g.Seg.m == nil {
+		return nil
+	}
+	return g.Seg.m.Bytes
+}
+
+// Slice gives the mapped bytes of a range (ggufview.Slicer).
+func (g *Generation) Slice(off, n int64) ([]byte, bool) {
+	b := g.Bytes()
+	if off < 0 || n < 0 || off > int64(len(b)) || n > int64(len(b))-off {
+		return nil, false
+	}
+	return b[off : off+n : off+n], true
+}
+
+// ReadAt reads the file's bytes.
+func (g *Generation) ReadAt(p []byte, off int64) (int, error) { return g.Seg.Node.ReadAt(p, off) }
+
+// Size is the file's size in bytes.
+func (g *Generation) Size() int64 { return g.Info.Size }
+
+// SHA256 is the hash of the whole file in hex, computed when first asked for.
+func (g *Generation) SHA256() (string, error) {
+	g.sum.Do(func() {
+		h := sha256.New()
+		_, g.shaErr = io.Copy(h, io.NewSectionReader(g, 0, g.Size()))
+		g.sha = hex.EncodeToString(h.Sum(nil))
+	})
+	return g.sha, g.shaErr
+}
