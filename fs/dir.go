@@ -81,12 +81,5 @@ func (f *FS) addLive(p *node, e shm.Dirent, plus bool, out *fuse.DirEntryList) b
 
 // ReleaseDir closes a directory.
 func (f *FS) ReleaseDir(in *fuse.ReleaseIn) {
-	h := f.close(in.Fh)
-	if h == nil {
-		return
-	}
-	if h.dir.live.dir != nil {
-		h.dir.live.dir.Close()
-	}
-	f.unhold(h.n)
+	f.Release(nil, in)
 }

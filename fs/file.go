@@ -4,6 +4,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -24,14 +25,20 @@ type file struct {
 
 	writers int
 	stage   *stage // not nil: the file is not shown under its name yet
-	seen    stamp  // what the last verdict was about
-	verdict error
+
+	last atomic.Pointer[verdict] // also set by renames, without mu
+}
+
+// verdict is what judging a file found, and what it was about.
+type verdict struct {
+	of  stamp
+	err error
 }
 
 // stamp tells whether a file changed since it was judged.
 type stamp struct {
 	size  int64
-	ctime unix.Timespec
+	mtime unix.Timespec
 }
 
 func stampOf(n *shm.Node) stamp {
@@ -39,7 +46,7 @@ func stampOf(n *shm.Node) stamp {
 	if err != nil {
 		return stamp{}
 	}
-	return stamp{st.Size, st.Ctim}
+	return stamp{st.Size, st.Mtim}
 }
 
 // route decides how the node's opens go and says so in out.

@@ -10,7 +10,7 @@
 //	row.go     rows of the tree
 //	mount.go   mounting and the life of the daemon
 //
-// Lock order: FS.names, then file.mu, then FS.mu. None is held while the kernel
+// Lock order: file.mu, then FS.names, then FS.mu. None is held while the kernel
 // is notified, for the kernel may wait for us meanwhile.
 package fs
 
@@ -248,15 +248,16 @@ func (f *FS) releaseAll() {
 	}
 	f.mu.Unlock()
 	for _, fh := range open {
-		if h := f.close(fh); h != nil {
-			f.unhold(h.n)
-		}
+		f.Release(nil, &fuse.ReleaseIn{Fh: fh})
 	}
 	f.mu.Lock()
 	nodes := f.nodes
 	f.nodes, f.byKey = map[uint64]*node{}, map[any]*node{}
 	f.mu.Unlock()
 	for _, n := range nodes {
+		n.file.mu.Lock()
+		f.discard(n) // its thread never came back
+		n.file.mu.Unlock()
 		if n.live != nil {
 			n.live.Close()
 		} else {

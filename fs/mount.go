@@ -164,6 +164,9 @@ func (m *Mount) open() error {
 func (m *Mount) close() error {
 	m.once.Do(func() {
 		var errs []error
+		if m.rt != nil {
+			m.rt.Close()
+		}
 		if m.source != nil {
 			errs = append(errs, m.source.Close())
 		}

@@ -198,7 +198,16 @@ func (f *FS) judgeAs(n *shm.Node, to string) (*vectorboot.Generation, error) {
 			return s.Judge(p, n)
 		}
 	}
-	return vectorboot.Judge(n)
+	g, err := vectorboot.Judge(n)
+	if err == nil {
+		f.mu.Lock()
+		known := f.byKey[n.Ino]
+		f.mu.Unlock()
+		if known != nil { // its last close, if still on the way, has nothing to add
+			known.file.last.Store(&verdict{of: stampOf(n)})
+		}
+	}
+	return g, err
 }
 
 // Unlink removes a name; a model under it is unloaded.

@@ -353,14 +353,14 @@ func (f *FS) judge(n *node, force bool) error {
 
 func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, moved *renamed, err error) {
 	p, ok := f.pathOf(n)
-	now := stampOf(n.live)
+	now, last := stampOf(n.live), n.file.last.Load()
 	if !ok || !vectorboot.Loadable(p) || now.size == 0 {
 		return nil, nil, nil
 	}
 	bytes := n.live
 	if s := n.file.stage; s != nil && s.copy {
 		if !s.dirty {
-			return nil, nil, n.file.verdict
+			return nil, nil, said(last)
 		}
 		c, name, err := f.snapshot(n)
 		if err != nil {
@@ -369,8 +369,8 @@ func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, move
 		defer c.Close()
 		defer f.store.Stage.Unlink(name) // gone already if it was shown
 		return f.decide(n, p, c, name, now)
-	} else if n.file.seen == now && !(force && n.file.verdict != nil) {
-		return nil, nil, n.file.verdict
+	} else if last != nil && last.of == now && !(force && last.err != nil) {
+		return nil, nil, last.err
 	}
 	name := ""
 	if n.file.stage != nil {
@@ -379,12 +379,18 @@ func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, move
 	return f.decide(n, p, bytes, name, now)
 }
 
+func said(v *verdict) error {
+	if v == nil {
+		return nil
+	}
+	return v.err
+}
+
 // decide parses the bytes and shows or rejects them. name is their name in
 // Store.Stage, "" if they are at p already. Caller holds file.mu.
 func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, *renamed, error) {
 	g, err := vectorboot.Judge(bytes)
-	before := n.file.verdict
-	n.file.seen, n.file.verdict = now, err
+	before := said(n.file.last.Swap(&verdict{now, err}))
 	if s := n.file.stage; s != nil {
 		s.dirty = false
 	}
@@ -449,7 +455,6 @@ func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]v
 	if !s.copy {
 		f.rt.ClearTarget(n.live)
 		n.file.stage = nil
-		n.file.seen = stampOf(n.live) // taking its name was no change of content
 		s.close()
 	}
 	f.mark(p)
@@ -499,6 +504,9 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	h := f.close(in.Fh)
 	if h == nil {
 		return
+	}
+	if h.dir != nil && h.dir.live.dir != nil {
+		h.dir.live.dir.Close()
 	}
 	if h.write && h.n.live != nil {
 		f.written(h)

@@ -313,11 +313,14 @@ func storedSize(t Type, ne [4]int64) (elements, bytes int64, why string) {
 			return 0, 0, "more than 2^63 elements"
 		}
 	}
-	block := int64(t.BlockElements())
-	if ne[0]%block != 0 {
-		return 0, 0, fmt.Sprintf("rows are not whole blocks of %d elements", block)
+	blocks := elements
+	if per := int64(t.BlockElements()); per > 1 { // a division costs as much as all the rest
+		if ne[0]%per != 0 {
+			return 0, 0, fmt.Sprintf("rows are not whole blocks of %d elements", per)
+		}
+		blocks = elements / per
 	}
-	if bytes = mulInt64(elements/block, int64(t.BlockBytes())); bytes < 0 {
+	if bytes = mulInt64(blocks, int64(t.BlockBytes())); bytes < 0 {
 		return 0, 0, "more than 2^63 bytes"
 	}
 	if empty {

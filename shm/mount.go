@@ -13,7 +13,8 @@ const fsName = "vbootfs-segments"
 // of a writable mount of it that nobody else can reach; -1 means that this
 // process may not mount, and the caller uses the plain directory.
 func (s *Store) mount() int {
-	if !s.mounted() && !s.mountNew() {
+	taken := s.mounted()
+	if !taken && !s.mountNew() {
 		return -1
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, s.Root, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -31,6 +32,12 @@ func (s *Store) mount() int {
 		return -1
 	}
 	s.Private = true
+	if taken {
+		// What the last owner was doing does not matter any more. A limit below
+		// what is in use is refused: the old one stays.
+		_ = s.reconfigure("huge", "within_size")
+		_ = s.reconfigure("size", strconv.FormatInt(s.limit, 10))
+	}
 	return fd
 }
 
@@ -41,7 +48,7 @@ func (s *Store) mounted() bool {
 	return err == nil && stx.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
-// mountNew attaches a new tmpfs. A limit that changes at a takeover is applied by SetLimit.
+// mountNew attaches a new tmpfs.
 func (s *Store) mountNew() bool {
 	fsfd, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {

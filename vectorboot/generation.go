@@ -64,7 +64,7 @@ func Judge(node *shm.Node) (*Generation, error) {
 		own.Close()
 		return nil, err
 	}
-	info, err := parse(m.Bytes)
+	info, err := parse(m.Bytes, int64(len(m.Bytes)))
 	if err != nil {
 		m.Unmap()
 		own.Close()
@@ -82,9 +82,9 @@ func newGeneration(seg *Segment, info *ggufview.File, begin time.Time) *Generati
 }
 
 // parse turns a fault in the mapping (somebody cut the file meanwhile) into an error.
-func parse(b []byte) (f *ggufview.File, err error) {
+func parse(b []byte, size int64) (f *ggufview.File, err error) {
 	defer Guard(&err)()
-	return ggufview.Parse(b, int64(len(b)))
+	return ggufview.Parse(b, size)
 }
 
 // Guard makes memory faults of mapped files errors of the goroutine that reads

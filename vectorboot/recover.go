@@ -2,6 +2,7 @@ package vectorboot
 
 import (
 	"path"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -17,6 +18,28 @@ func (rt *Runtime) NoteTarget(n *shm.Node, p string) {
 // ClearTarget forgets the note: the file has its name.
 func (rt *Runtime) ClearTarget(n *shm.Node) { _ = n.Removexattr(rt.store.Mark("for")) }
 
+// noteNumber writes a generation's number on its segment: numbering goes on after
+// a crash.
+func (rt *Runtime) noteNumber(g *Generation) {
+	if !g.Cold {
+		_ = g.Seg.Node.Setxattr(rt.store.Mark("generation"), strconv.AppendUint(nil, g.N, 10), 0)
+	}
+}
+
+// resumeNumber continues the numbering that an earlier process left.
+func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
+	buf := make([]byte, 20)
+	k, err := n.Getxattr(rt.store.Mark("generation"), buf)
+	if err != nil {
+		return
+	}
+	if v, err := strconv.ParseUint(string(buf[:k]), 10, 64); err == nil && v > 0 {
+		rt.mu.Lock()
+		rt.model(p).next = v
+		rt.mu.Unlock()
+	}
+}
+
 // Recover registers every model of the live tree: those that a killed daemon
 // left in memory, and those whose bytes are still in SOURCE. What was half
 // written is a failed model, or NAME.rejected when it was meant to replace one.
@@ -25,7 +48,11 @@ func (rt *Runtime) Recover() error {
 		return err
 	}
 	return Walk(rt.store.Live, ".", func(p string, n *shm.Node) {
-		if n.Type != unix.S_IFREG || !Loadable(p) || n.Size() == 0 {
+		if n.Type != unix.S_IFREG {
+			return
+		}
+		n.Trim() // a killed daemon did not
+		if !Loadable(p) || n.Size() == 0 {
 			return
 		}
 		var g *Generation
@@ -33,6 +60,7 @@ func (rt *Runtime) Recover() error {
 		if rt.source != nil && rt.source.IsCold(n) {
 			g, err = rt.source.Judge(p, n)
 		} else {
+			rt.resumeNumber(p, n)
 			g, err = Judge(n)
 		}
 		if err != nil {

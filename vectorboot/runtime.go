@@ -21,7 +21,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vbootfs/ggufview"
 	"vbootfs/shm"
 )
 
@@ -130,6 +129,19 @@ func (rt *Runtime) model(p string) *Model {
 
 func (m *Model) set(s State) { m.state, m.since = s, time.Now() }
 
+// Close lets every model go.
+func (rt *Runtime) Close() {
+	rt.mu.Lock()
+	models := rt.models
+	rt.models = map[string]*Model{}
+	rt.mu.Unlock()
+	for _, m := range models {
+		if m.cur != nil {
+			m.cur.Release()
+		}
+	}
+}
+
 // Receive says that node is being written under path. The node is borrowed
 // until Forget.
 func (rt *Runtime) Receive(p string, node *shm.Node) []Change {
@@ -183,6 +195,7 @@ func (rt *Runtime) Publish(p string, g *Generation) []Change {
 	m.set(g.state())
 	rt.elect(p)
 	rt.mu.Unlock()
+	rt.noteNumber(g)
 
 	name := "load"
 	if old != nil {
@@ -409,7 +422,12 @@ func (rt *Runtime) Info(p string) (Info, bool) {
 // how much there will be.
 func progress(n *shm.Node) (have, want int64) {
 	have = n.Size()
-	f, err := ggufview.Open(n, 1<<62)
+	m, err := n.Map()
+	if err != nil {
+		return have, 0
+	}
+	defer m.Unmap()
+	f, err := parse(m.Bytes, 1<<62) // as if all of it were there
 	if err != nil {
 		return have, 0
 	}

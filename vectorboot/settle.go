@@ -213,13 +213,36 @@ func (s *Source) copyXattrs(fd int, n *shm.Node) error {
 // goes first: a write that comes during the copy sets it again. Unless fsync
 // asks for the bytes of this moment (now), a file that is open for writing is
 // left to its last close, which marks it again.
+//
+// Hard links of the live tree are hard links in SOURCE: a name of a file that
+// SOURCE has under another name is linked, and after a copy the other names follow.
 func (s *Source) copyOut(p string, n *shm.Node, st *unix.Stat_t, now bool) error {
-	if s.link(p, n) || !now && s.Busy(n.Ino) {
+	if !now && s.Busy(n.Ino) {
 		return nil
 	}
+	others, err := s.others(p, n, st)
+	if err != nil {
+		return err
+	}
+	for _, q := range others {
+		if s.clean(q, n) {
+			return s.linkTo(q, p)
+		}
+	}
+	if err := s.copyNew(p, n, st, now); err != nil {
+		return err
+	}
+	for _, q := range others {
+		if err := s.linkTo(p, q); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Source) copyNew(p string, n *shm.Node, st *unix.Stat_t, now bool) error {
 	_ = n.Removexattr(s.dirty)
-	s.tmp++
-	tmp := path.Join(workDir, strconv.FormatUint(s.tmp, 10))
+	tmp := s.workName()
 	f, err := s.root.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		s.Dirty(n)
@@ -236,14 +259,8 @@ func (s *Source) copyOut(p string, n *shm.Node, st *unix.Stat_t, now bool) error
 	if err != nil || torn {
 		s.Dirty(n)
 		_ = s.root.Remove(tmp)
-		return err
 	}
-	if st.Nlink > 1 {
-		s.mu.Lock()
-		s.names[n.Ino] = p
-		s.mu.Unlock()
-	}
-	return nil
+	return err
 }
 
 func (s *Source) copyBytes(f *os.File, n *shm.Node, st *unix.Stat_t) error {
@@ -261,24 +278,33 @@ func (s *Source) copyBytes(f *os.File, n *shm.Node, st *unix.Stat_t) error {
 	return s.dress(f, n, st)
 }
 
-// link makes p a hard link when SOURCE already has the file under another name.
-func (s *Source) link(p string, n *shm.Node) bool {
-	s.mu.Lock()
-	other, ok := s.names[n.Ino]
-	s.mu.Unlock()
-	if !ok || other == p {
-		return false
+// linkTo makes p another name of what SOURCE has at q, replacing what p was.
+func (s *Source) linkTo(q, p string) error {
+	tmp := s.workName()
+	if err := s.root.Link(q, tmp); err != nil {
+		return err
 	}
-	o, err := s.live.Walk(other)
-	if err != nil {
-		return false
+	defer s.root.Remove(tmp) // rename(2) of two names of one file leaves both
+	return s.root.Rename(tmp, p)
+}
+
+// others lists the other names that a live file has.
+func (s *Source) others(p string, n *shm.Node, st *unix.Stat_t) (names []string, err error) {
+	if st.Nlink < 2 {
+		return nil, nil
 	}
-	defer o.Close()
-	if o.Ino != n.Ino || !s.clean(other, o) {
-		return false
-	}
-	_ = s.root.Remove(p)
-	return s.root.Link(other, p) == nil
+	err = Walk(s.live, ".", func(q string, o *shm.Node) {
+		if o.Ino == n.Ino && q != p {
+			names = append(names, q)
+		}
+	})
+	return names, err
+}
+
+// workName is a new name in workDir. Caller holds one.
+func (s *Source) workName() string {
+	s.tmp++
+	return path.Join(workDir, strconv.FormatUint(s.tmp, 10))
 }
 
 // syncDirs makes a directory and those above it durable.

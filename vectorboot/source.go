@@ -50,9 +50,10 @@ type Source struct {
 	busy   string           // the name being reconciled
 	bytes  int64            // its bytes
 	errs   map[string]error
-	names  map[uint64]string // live inode -> a name of it in SOURCE, for hard links
-	change *sync.Cond        // something above changed
+	change *sync.Cond // something above changed
 	closed bool
+
+	linked map[uint64]string // while adopting: inode of SOURCE with several names -> the first seen
 
 	one  sync.Mutex // held while SOURCE is being changed; taken before mu
 	done chan struct{}
@@ -74,7 +75,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), dirty: store.Mark("dirty"),
 		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{},
-		names: map[uint64]string{}, done: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	s.change = sync.NewCond(&s.mu)
 	if readOnly {
@@ -105,6 +106,8 @@ func (s *Source) Start(attached bool) error {
 // adopt walks SOURCE for names that the live tree has not, and a tree that was
 // taken over for names that SOURCE has not.
 func (s *Source) adopt(attached bool) error {
+	s.linked = map[uint64]string{}
+	defer func() { s.linked = nil }()
 	err := fs.WalkDir(s.root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == "." {
 			return err
@@ -211,6 +214,18 @@ func (s *Source) mirrorNode(dir *shm.Node, p string, info fs.FileInfo, st *unixS
 // placeholder is a file of the right size without bytes. Hard links of SOURCE
 // stay links.
 func (s *Source) placeholder(dir *shm.Node, p string, info fs.FileInfo) (*shm.Node, error) {
+	st := info.Sys().(*unixStat)
+	if first := s.linked[st.Ino]; first != "" {
+		n, err := s.live.Walk(first)
+		if err != nil {
+			return nil, err
+		}
+		defer n.Close()
+		return nil, dir.Link(n, path.Base(p))
+	}
+	if st.Nlink > 1 {
+		s.linked[st.Ino] = p
+	}
 	n, err := dir.Create(path.Base(p), 0o600, nil)
 	if err != nil {
 		return nil, err

@@ -49,7 +49,7 @@ func init() {
 	// The README lists the table that it is a row of, so it joins last.
 	root.Rows[1].Rows = append([]*Row{{Name: "README", Mode: 0o444, Show: showReadme, Doc: "this text"}}, runtimeRows...)
 	// A directory of models holds directories of models.
-	modelsRow.Find, modelsRow.List = findModel, listModels
+	subModels.Find, subModels.List = findModel, listModels
 }
 
 // findModel resolves one name below models/: a model, or a directory on the way to one.

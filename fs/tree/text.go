@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path"
 	"strconv"
 	"strings"
@@ -147,7 +148,7 @@ func showProgress(at At) ([]byte, error) {
 	i, err := at.info()
 	percent := 0.0
 	if i.Want > 0 {
-		percent = min(100, 100*float64(i.Bytes)/float64(i.Want))
+		percent = min(100, math.Floor(1000*float64(i.Bytes)/float64(i.Want))/10) // 100 only when all is there
 	}
 	return fmt.Appendf(nil, "bytes %d\ntotal_bytes %d\npercent %.1f\n", i.Bytes, i.Want, percent), err
 }
