@@ -191,7 +191,7 @@ func (m *Mount) fuseOptions() *fuse.MountOptions {
 		DirectMountFlags:  flags,
 		ExtraCapabilities: capKillPriv | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO,
 		PanicHandler:      panicHandler(m.o.Log),
-		Logger:            log.New(m.o.Log.WriterLevel(logrus.DebugLevel), "", 0),
+		Logger:            log.New(debugWriter{m.o.Log}, "", 0),
 	}
 	if m.o.ReadOnly {
 		o.DirectMountFlags |= unix.MS_RDONLY
@@ -200,6 +200,14 @@ func (m *Mount) fuseOptions() *fuse.MountOptions {
 		}
 	}
 	return o
+}
+
+// debugWriter passes what go-fuse logs on to the log.
+type debugWriter struct{ log *logrus.Logger }
+
+func (w debugWriter) Write(p []byte) (int, error) {
+	w.log.Debug(string(bytes.TrimSpace(p)))
+	return len(p), nil
 }
 
 // panicHandler keeps one bad request from ending the daemon. In tests a panic is
