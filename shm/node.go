@@ -34,11 +34,14 @@ func (s *Store) node(fd int) (*Node, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &Node{Ino: st.Ino, Type: st.Mode & unix.S_IFMT, s: s, fd: fd, rw: -1}, nil
+	n := &Node{Ino: st.Ino, Type: st.Mode & unix.S_IFMT, s: s, fd: fd, rw: -1}
+	s.opened(n)
+	return n, nil
 }
 
 // Close releases the descriptors. The caller must be the last user.
 func (n *Node) Close() {
+	n.s.closed(n)
 	unix.Close(n.fd)
 	if n.rw >= 0 {
 		unix.Close(n.rw)
@@ -233,13 +236,17 @@ func (n *Node) Link(target *Node, name string) error {
 }
 
 // Unlink removes a name that is not a directory.
-func (n *Node) Unlink(name string) error { return unix.Unlinkat(n.fd, name, 0) }
+func (n *Node) Unlink(name string) error {
+	defer n.s.victim(n, name)()
+	return unix.Unlinkat(n.fd, name, 0)
+}
 
 // Rmdir removes an empty directory.
 func (n *Node) Rmdir(name string) error { return unix.Unlinkat(n.fd, name, unix.AT_REMOVEDIR) }
 
 // Rename is renameat2: flags are RENAME_NOREPLACE and RENAME_EXCHANGE.
 func (n *Node) Rename(old string, dir *Node, name string, flags uint32) error {
+	defer n.s.victim(dir, name)()
 	return unix.Renameat2(n.fd, old, dir.fd, name, uint(flags))
 }
 

@@ -38,6 +38,7 @@ var ErrInUse = errors.New("in use by another vbootfs")
 type Config struct {
 	ID    string // identity: same ID, same store; letters, digits and dashes
 	Limit int64  // bytes; 0 = half of the machine's memory
+	Plain bool   // a directory even where a tmpfs of its own could be mounted
 	Base  string // directory that holds stores; "" = /run/vbootfs, or /dev/shm/vbootfs-UID without privilege
 }
 
@@ -49,8 +50,12 @@ type Store struct {
 	Live     *Node
 	Stage    *Node
 
-	limit  int64
-	used   atomic.Int64 // bytes of files; counted only when !Private
+	limit int64
+	used  atomic.Int64 // bytes of files; counted only when !Private
+
+	openMu sync.Mutex     // guards open
+	open   map[uint64]int // handles of each regular file; only when !Private
+
 	lock   *os.File
 	serial atomic.Uint64
 
@@ -63,7 +68,7 @@ func Open(c Config) (*Store, error) {
 	if c.Limit <= 0 {
 		c.Limit = memTotal() / 2
 	}
-	priv := unix.Geteuid() == 0
+	priv := unix.Geteuid() == 0 && !c.Plain
 	base := c.Base
 	if base == "" {
 		base = "/run/vbootfs"
@@ -74,11 +79,11 @@ func Open(c Config) (*Store, error) {
 	if err := ownDir(base); err != nil {
 		return nil, err
 	}
-	s := &Store{Root: filepath.Join(base, c.ID), limit: c.Limit}
+	s := &Store{Root: filepath.Join(base, c.ID), limit: c.Limit, open: map[uint64]int{}}
 	if err := s.acquire(); err != nil {
 		return nil, err
 	}
-	if err := s.open(priv); err != nil {
+	if err := s.bringUp(priv); err != nil {
 		s.lock.Close()
 		return nil, fmt.Errorf("segment store %s: %w", s.Root, err)
 	}
@@ -121,7 +126,7 @@ func (s *Store) acquire() error {
 	}
 }
 
-func (s *Store) open(priv bool) error {
+func (s *Store) bringUp(priv bool) error {
 	if err := os.Mkdir(s.Root, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -241,6 +246,45 @@ func (s *Store) Mark(note string) string {
 
 // IsMark reports whether an extended attribute is one of ours.
 func (s *Store) IsMark(attr string) bool { return strings.HasPrefix(attr, s.Mark("")) }
+
+// opened counts a handle of a file, and closed its end. Memory of a file without
+// a name comes back with its last handle.
+func (s *Store) opened(n *Node) {
+	if s.Private || n.Type != unix.S_IFREG {
+		return
+	}
+	s.openMu.Lock()
+	s.open[n.Ino]++
+	s.openMu.Unlock()
+}
+
+func (s *Store) closed(n *Node) {
+	if s.Private || n.Type != unix.S_IFREG {
+		return
+	}
+	st, err := n.Stat()
+	s.openMu.Lock()
+	s.open[n.Ino]--
+	last := s.open[n.Ino] == 0
+	if last {
+		delete(s.open, n.Ino)
+	}
+	s.openMu.Unlock()
+	if last && err == nil && st.Nlink == 0 {
+		s.used.Add(-st.Blocks * 512)
+	}
+}
+
+// victim holds what a name stands for while the name is taken away, so that its
+// memory is counted back.
+func (s *Store) victim(dir *Node, name string) func() {
+	if !s.Private {
+		if v, err := dir.Lookup(name); err == nil {
+			return v.Close
+		}
+	}
+	return func() {}
+}
 
 // StageName is a name in Stage that no other file of this process has.
 func (s *Store) StageName() string {
