@@ -20,6 +20,8 @@ var errnos = []struct {
 	{context.Canceled, syscall.EINTR},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 	{vectorboot.ErrNoModel, syscall.ENOENT},
+	{vectorboot.ErrConflict, syscall.EBUSY},
+	{vectorboot.ErrRefused, syscall.EPERM},
 	{iofs.ErrInvalid, syscall.EINVAL},
 	{iofs.ErrNotExist, syscall.ENOENT},
 	{iofs.ErrExist, syscall.EEXIST},

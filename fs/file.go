@@ -92,10 +92,10 @@ func (f *FS) openSegment(n *node, out *fuse.OpenOut) fuse.Status {
 }
 
 // Open opens a file.
-func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := f.node(in.NodeId)
 	if n.live == nil {
-		return f.openRow(n, in, out)
+		return f.openRow(cancel, n, in, out)
 	}
 	return f.openLive(n, in.Flags, in.Pid, out)
 }
@@ -148,7 +148,7 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 			err = nil
 		}
 	} else {
-		k, err = h.row.read(buf, int64(in.Offset))
+		k, err = h.row.read(cancel, buf, int64(in.Offset))
 	}
 	f.rt.Stats.BytesRead.Add(int64(k))
 	return fuse.ReadResultData(buf[:k]), status(err)

@@ -10,7 +10,7 @@
 //	row.go     rows of the tree
 //	mount.go   mounting and the life of the daemon
 //
-// Lock order: file.mu, then FS.names, then FS.mu. None is held while the kernel
+// Lock order: file.mu, then Runtime.Names, then FS.mu. None is held while the kernel
 // is notified, for the kernel may wait for us meanwhile.
 package fs
 
@@ -45,8 +45,6 @@ type FS struct {
 	srv    *fuse.Server
 	pass   atomic.Bool // the kernel lets us pass files through
 	noPass bool        // the user does not want it
-
-	names sync.Mutex // held while names in output/ change together with the registry
 
 	mu       sync.Mutex // guards all below
 	nodes    map[uint64]*node
@@ -326,8 +324,8 @@ func (f *FS) attr(n *node, out *fuse.AttrOut) fuse.Status {
 	ttl := nameTTL
 	if n.ent.Live {
 		ttl = 0
-	} else if n.ent.At.Path != "" || n.ent.IsDir() {
-		ttl = attrTTL // the owner may change
+	} else if n.ent.At.Gen == nil && (n.ent.At.Path != "" || n.ent.IsDir()) {
+		ttl = attrTTL // the owner may change; below a generation that ends all names
 	}
 	out.SetTimeout(ttl)
 	return fuse.OK

@@ -155,9 +155,9 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		return fuse.ENOENT
 	}
 	to := path.Join(dir, name)
-	f.names.Lock()
+	f.rt.Names.Lock()
 	changes, err := f.linkAs(p, n, name, to)
-	f.names.Unlock()
+	f.rt.Names.Unlock()
 	f.tell(changes)
 	if err != nil {
 		return status(err)
@@ -225,14 +225,14 @@ func (f *FS) remove(id uint64, name string, unlink func(*shm.Node, string) error
 	if !st.Ok() {
 		return st
 	}
-	f.names.Lock()
+	f.rt.Names.Lock()
 	dir, ok := p.live.Path()
 	err := unlink(p.live, name)
 	var changes []vectorboot.Change
 	if err == nil && ok {
 		changes = f.rt.Remove(path.Join(dir, name))
 	}
-	f.names.Unlock()
+	f.rt.Names.Unlock()
 	f.tell(changes)
 	if err == nil && ok {
 		f.mark(path.Join(dir, name))
@@ -251,9 +251,9 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 	if !st.Ok() {
 		return st
 	}
-	f.names.Lock()
+	f.rt.Names.Lock()
 	changes, err := f.rename(p, q, oldName, newName, in.Flags)
-	f.names.Unlock()
+	f.rt.Names.Unlock()
 	f.tell(changes)
 	return status(err)
 }
@@ -282,8 +282,7 @@ func (f *FS) rename(p, q *node, oldName, newName string, flags uint32) ([]vector
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		f.mark(from)
 		f.mark(to)
-		changes := f.rt.Swap(from, to)
-		return append(append(changes, f.arrived(a, to)...), f.arrived(b, from)...), nil
+		return f.rt.Swap(from, to, a.g, b.g), nil
 	}
 	changes := f.settleNames(a, from, to)
 	if s := f.rt.Source(); s != nil {
@@ -349,18 +348,6 @@ func (f *FS) settleNames(a moving, from, to string) []vectorboot.Change {
 		return append(f.rt.Remove(from), f.rt.Publish(to, a.g)...)
 	}
 	return append(f.rt.Remove(from), f.rt.Remove(to)...)
-}
-
-// arrived completes an exchange for one side: what was no model before is one
-// now, or the other way round.
-func (f *FS) arrived(m moving, p string) []vectorboot.Change {
-	switch {
-	case m.g != nil:
-		return f.rt.Publish(p, m.g)
-	case m.model && !vectorboot.Loadable(p):
-		return f.rt.Remove(p)
-	}
-	return nil
 }
 
 // SetAttr is chmod, chown, utimensat and truncate.
@@ -529,7 +516,11 @@ func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32
 			}
 		}
 	}
-	if _, err := f.computedXattr(n, errorXattr); err == nil {
+	if n.live == nil {
+		for _, x := range rowXattrs(n.ent) {
+			out = append(out, x.Name+"\x00"...)
+		}
+	} else if _, err := f.computedXattr(n, errorXattr); err == nil {
 		out = append(out, errorXattr+"\x00"...)
 	}
 	return fits(out, dest)

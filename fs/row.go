@@ -24,7 +24,7 @@ type rowRead struct {
 }
 
 // openRow opens a file of the tree.
-func (f *FS) openRow(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	if write && n.ent.Do == nil {
 		return fuse.EACCES
@@ -32,25 +32,30 @@ func (f *FS) openRow(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if n.ent.Segment {
 		return f.openSegment(n, out)
 	}
-	v, err := n.ent.Content()
+	v, err := n.ent.Open(&fuse.Context{Cancel: cancel})
 	if err != nil {
 		return status(err)
 	}
 	out.Fh = f.open(&handle{n: n, row: &rowRead{view: v}})
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	if n.ent.Live {
+	if n.ent.Live || n.ent.Slow { // only a direct read is interrupted with its reader
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 	}
 	return fuse.OK
 }
 
 // read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.
-func (r *rowRead) read(buf []byte, off int64) (n int, err error) {
+func (r *rowRead) read(cancel <-chan struct{}, buf []byte, off int64) (n int, err error) {
 	r.mu.Lock()
 	v := r.view
 	r.mu.Unlock()
 	defer vectorboot.Guard(&err)()
-	n, err = v.ReadAt(buf[:max(0, min(int64(len(buf)), v.Size()-off))], off)
+	buf = buf[:max(0, min(int64(len(buf)), v.Size()-off))]
+	if c, ok := v.(tree.ContextReader); ok {
+		n, err = c.ReadAtContext(&fuse.Context{Cancel: cancel}, buf, off)
+	} else {
+		n, err = v.ReadAt(buf, off)
+	}
 	if n > 0 || errors.Is(err, errEOF) {
 		err = nil
 	}
@@ -153,11 +158,26 @@ func (f *FS) forgetName(id, name string) {
 	}
 }
 
-// rowXattr is the extended attribute of a row.
-func rowXattr(e tree.Entry, attr string) ([]byte, error) {
-	if e.At.Path != "" && attr == errorXattr {
+// rowXattrs are the extended attributes of a row.
+func rowXattrs(e tree.Entry) (list []tree.Xattr) {
+	if e.Xattr != nil {
+		list = e.Xattr(e.At)
+	}
+	if e.At.Path != "" {
 		if i, ok := e.At.RT.Info(e.At.Path); ok && i.Error != "" {
-			return []byte(i.Error), nil
+			list = append(list, tree.Xattr{Name: errorXattr, Value: i.Error})
+		}
+	}
+	return list
+}
+
+func rowXattr(e tree.Entry, attr string) ([]byte, error) {
+	if !strings.HasPrefix(attr, "user.") {
+		return nil, unix.ENOTSUP // ls asks for security.* once, not for every file
+	}
+	for _, x := range rowXattrs(e) {
+		if x.Name == attr {
+			return []byte(x.Value), nil
 		}
 	}
 	return nil, unix.ENODATA

@@ -61,7 +61,7 @@ func (f *FS) redirect(n *node, tid uint32, trunc bool) error {
 	if s.dir, err = f.store.Live.Walk(path.Dir(p)); err != nil {
 		return err
 	}
-	live, err := f.makeLike(s.file, n.live)
+	live, err := f.store.CreateLike(s.file, n.live)
 	if err == nil && s.copy {
 		if s.from = f.rt.Acquire(p); s.from == nil {
 			err = unix.ESTALE
@@ -95,46 +95,6 @@ func (s *stage) close() {
 	if s.from != nil {
 		s.from.Release()
 	}
-}
-
-// makeLike creates a staging file with owner, mode and attributes of another.
-func (f *FS) makeLike(name string, like *shm.Node) (*shm.Node, error) {
-	st, err := like.Stat()
-	if err != nil {
-		return nil, err
-	}
-	n, err := f.store.Stage.Create(name, 0o600, &shm.Owner{UID: st.Uid, GID: st.Gid})
-	if err != nil {
-		return nil, err
-	}
-	if err = n.Chmod(st.Mode); err == nil {
-		err = f.copyXattrs(n, like)
-	}
-	if err != nil {
-		n.Close()
-		_ = f.store.Stage.Unlink(name)
-		return nil, err
-	}
-	return n, nil
-}
-
-func (f *FS) copyXattrs(to, from *shm.Node) error {
-	list, err := from.Listxattr()
-	if err != nil {
-		return nil // no attributes on this tmpfs
-	}
-	buf := make([]byte, 64<<10)
-	for _, name := range strings.Split(string(list), "\x00") {
-		if name == "" || f.store.IsMark(name) {
-			continue
-		}
-		if k, err := from.Getxattr(name, buf); err == nil {
-			if err := to.Setxattr(name, buf[:k], 0); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func keepTimes(to, from *shm.Node) error {
@@ -410,8 +370,8 @@ func (f *FS) keepRejected(n *node, bytes *shm.Node, name string) {
 	if s == nil {
 		return
 	}
-	f.names.Lock()
-	defer f.names.Unlock()
+	f.rt.Names.Lock()
+	defer f.rt.Names.Unlock()
 	_ = s.dir.Unlink(rejected(s.base))
 	if err := s.dir.Link(bytes, rejected(s.base)); err != nil {
 		f.log.WithError(err).Error("cannot keep rejected bytes")
@@ -431,8 +391,8 @@ type renamed struct {
 
 // show makes a valid file the current generation of its name. Caller holds file.mu.
 func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, *renamed, error) {
-	f.names.Lock()
-	defer f.names.Unlock()
+	f.rt.Names.Lock()
+	defer f.rt.Names.Unlock()
 	s := n.file.stage
 	if s == nil { // written in place, before anything was loaded under this name
 		if again, ok := f.pathOf(n); !ok || again != p {
@@ -477,7 +437,7 @@ func (f *FS) snapshot(n *node) (*shm.Node, string, error) {
 		return nil, "", err
 	}
 	name := f.store.StageName()
-	c, err := f.makeLike(name, n.live)
+	c, err := f.store.CreateLike(name, n.live)
 	if err != nil {
 		return nil, "", err
 	}

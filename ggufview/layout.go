@@ -15,6 +15,13 @@ func (f *File) AppendTensorsJSON(dst []byte) []byte {
 	return j.dst
 }
 
+// AppendTensorJSON appends one element of the array "tensors" of layout.json.
+func (f *File) AppendTensorJSON(dst []byte, t *Tensor) []byte {
+	j := jsonText{dst: dst}
+	f.appendTensorJSON(&j, t)
+	return j.dst
+}
+
 func (f *File) appendTensorJSON(j *jsonText, t *Tensor) {
 	j.raw(`{"name":`)
 	j.text([]byte(t.Name))

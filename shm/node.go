@@ -215,6 +215,47 @@ func (n *Node) made(name string, mode uint32, own *Owner, err error) (*Node, err
 	return child, nil
 }
 
+// CreateLike makes a file in Stage with owner, mode and extended attributes of
+// another; the marks stay behind.
+func (s *Store) CreateLike(name string, like *Node) (*Node, error) {
+	st, err := like.Stat()
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.Stage.Create(name, 0o600, &Owner{UID: st.Uid, GID: st.Gid})
+	if err != nil {
+		return nil, err
+	}
+	if err = n.Chmod(st.Mode); err == nil {
+		err = s.copyXattrs(n, like)
+	}
+	if err != nil {
+		n.Close()
+		_ = s.Stage.Unlink(name)
+		return nil, err
+	}
+	return n, nil
+}
+
+func (s *Store) copyXattrs(to, from *Node) error {
+	list, err := from.Listxattr()
+	if err != nil {
+		return nil // no attributes on this tmpfs
+	}
+	buf := make([]byte, 64<<10)
+	for _, name := range strings.Split(string(list), "\x00") {
+		if name == "" || s.IsMark(name) {
+			continue
+		}
+		if k, err := from.Getxattr(name, buf); err == nil {
+			if err := to.Setxattr(name, buf[:k], 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Mkdir makes a directory.
 func (n *Node) Mkdir(name string, mode uint32, own *Owner) (*Node, error) {
 	return n.made(name, mode, own, unix.Mkdirat(n.fd, name, mode))

@@ -7,7 +7,8 @@
 //
 //	ROOT (read-only mount)       what other programs open
 //	├── live/   the tree that is shown, with real owners and modes
-//	└── stage/  files not shown yet (mode 0700)
+//	├── stage/  files not shown yet (mode 0700)
+//	└── control/  pages that processes talk through (mode 0700)
 //
 // The daemon writes through a second, detached mount of the same tmpfs that only
 // its descriptor reaches. Without the privilege the same tree is a directory in
@@ -49,6 +50,7 @@ type Store struct {
 	Attached bool   // Open found a tree left by an earlier process
 	Live     *Node
 	Stage    *Node
+	Control  *Node
 
 	limit int64
 	used  atomic.Int64 // bytes of files; counted only when !Private
@@ -155,6 +157,9 @@ func (s *Store) bringUp(priv bool) error {
 	if s.Stage, err = s.subdir(top, "stage", 0o700); err != nil {
 		return err
 	}
+	if s.Control, err = s.subdir(top, "control", 0o700); err != nil {
+		return err
+	}
 	if !s.Private {
 		s.used.Store(treeBytes(s.Root))
 	}
@@ -180,8 +185,7 @@ func (s *Store) subdir(top int, name string, mode uint32) (*Node, error) {
 // Close removes the tree and what Open made. Files that other processes still
 // have open or mapped live until they let go.
 func (s *Store) Close() error {
-	s.Live.Close()
-	s.Stage.Close()
+	s.closeDirs()
 	var err error
 	if s.Private {
 		err = unix.Unmount(s.Root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
@@ -197,9 +201,14 @@ func (s *Store) Close() error {
 
 // Abandon closes the descriptors and leaves the tree, as a killed process would.
 func (s *Store) Abandon() {
+	s.closeDirs()
+	s.lock.Close()
+}
+
+func (s *Store) closeDirs() {
 	s.Live.Close()
 	s.Stage.Close()
-	s.lock.Close()
+	s.Control.Close()
 }
 
 // Usage returns the bytes in use and the limit.

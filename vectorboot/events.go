@@ -19,6 +19,8 @@ type Event struct {
 	Generation uint64  `json:"generation,omitempty"`
 	Bytes      int64   `json:"bytes,omitempty"`
 	Seconds    float64 `json:"seconds,omitempty"`
+	PID        uint32  `json:"pid,omitempty"`
+	Opcode     uint32  `json:"opcode,omitempty"`
 	Error      string  `json:"error,omitempty"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,7 +124,19 @@ func (g *Generation) clone() *Generation {
 	return c
 }
 
-func (g *Generation) renumber(n uint64) *Generation { c := g.clone(); c.N = n; return c }
+// renumbered is the next generation of the same segment. Unlike renamed it
+// leaves the registry's hold on g alone.
+func (g *Generation) renumbered(n uint64) *Generation {
+	g.Acquire()
+	c := g.clone()
+	c.N, c.Loaded = n, time.Now()
+	return c
+}
+
+// note writes a number on the segment, for the next start after a crash.
+func (s *Segment) note(attr string, n uint64) {
+	_ = s.Node.Setxattr(attr, strconv.AppendUint(nil, n, 10), 0) // without attributes numbering starts over
+}
 
 func (g *Generation) renamed(p string) *Generation { c := g.clone(); c.Path = p; return c }
 

@@ -3,6 +3,7 @@ package vectorboot
 import (
 	"path"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,14 +18,6 @@ func (rt *Runtime) NoteTarget(n *shm.Node, p string) {
 
 // ClearTarget forgets the note: the file has its name.
 func (rt *Runtime) ClearTarget(n *shm.Node) { _ = n.Removexattr(rt.store.Mark("for")) }
-
-// noteNumber writes a generation's number on its segment: numbering goes on after
-// a crash.
-func (rt *Runtime) noteNumber(g *Generation) {
-	if !g.Cold {
-		_ = g.Seg.Node.Setxattr(rt.store.Mark("generation"), strconv.AppendUint(nil, g.N, 10), 0)
-	}
-}
 
 // resumeNumber continues the numbering that an earlier process left.
 func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
@@ -71,7 +64,8 @@ func (rt *Runtime) Recover() error {
 	})
 }
 
-// recoverStage keeps what was being received for a name and removes scratch copies.
+// recoverStage completes commits, keeps what was being received for a name and
+// removes scratch copies.
 func (rt *Runtime) recoverStage() error {
 	ents, err := rt.store.Stage.Names()
 	if err != nil {
@@ -82,7 +76,15 @@ func (rt *Runtime) recoverStage() error {
 		if err != nil {
 			return err
 		}
-		rt.recoverStaged(n, e.Name)
+		if strings.HasPrefix(e.Name, journalPrefix) {
+			err = rt.redo(n)
+		} else {
+			rt.recoverStaged(n, e.Name)
+		}
+		if err != nil {
+			n.Close()
+			return err
+		}
 		n.Close()
 		_ = rt.store.Stage.Unlink(e.Name) // gone if it was kept
 	}

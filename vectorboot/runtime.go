@@ -7,13 +7,16 @@
 // uses a Generation holds it (Acquire, Release): its mapping ends with the last
 // holder, so bytes it hands out are never unmapped under a reader.
 //
-// Lock order: Runtime.mu is the only lock of the registry. No I/O and no call to
-// an observer happens under it.
+// Lock order: Names, then change, then mu, then the lock of a hub or a draft. mu
+// guards the registry; no I/O and no call to an observer happens under it. change
+// is held while a model's bytes change, Names while names in the live tree change
+// together with the registry.
 package vectorboot
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path"
 	"sort"
 	"strings"
@@ -45,6 +48,12 @@ type Model struct {
 	failed string      // why the last load failed; one line
 	in     *shm.Node   // the file being received, borrowed from its writer
 	since  time.Time   // when the state began
+
+	page    *control          // nil until something was loaded
+	hub     *hub              // set once
+	policy  Policy            // guards commits
+	touched map[string]uint64 // tensors/NAME and metadata/KEY -> generation of its last change
+	drafts  map[string]*Draft
 }
 
 // Runtime is the registry of models.
@@ -55,6 +64,13 @@ type Runtime struct {
 
 	store  *shm.Store
 	source *Source // nil: memory only
+
+	Names sync.Mutex // see the package comment
+
+	change    sync.Mutex // see the package comment
+	sessionID atomic.Uint64
+	sessions  atomic.Int64
+	policy    Policy // of new models
 
 	mu     sync.RWMutex // guards models, active, chosen and every Model
 	models map[string]*Model
@@ -81,8 +97,11 @@ func (rt *Runtime) Uptime() time.Duration { return time.Since(rt.Start) }
 
 // Change tells an observer that cached views of a model are out of date.
 type Change struct {
-	Path string
-	Gone bool // the name went away or came into being, not only its content
+	Path  string
+	Gone  bool    // the name went away or came into being, not only its content
+	Moved bool    // the name in the live tree stands for another file now
+	Data  []patch // ranges of the segment Ino that were changed in place
+	Ino   uint64
 }
 
 // New makes a runtime over a store. With a source, files are written back to it
@@ -121,7 +140,7 @@ func Loadable(name string) bool {
 func (rt *Runtime) model(p string) *Model {
 	m := rt.models[p]
 	if m == nil {
-		m = &Model{path: p, next: 1}
+		m = &Model{path: p, next: 1, hub: newHub(), policy: rt.policy, touched: map[string]uint64{}, drafts: map[string]*Draft{}}
 		rt.models[p] = m
 	}
 	return m
@@ -136,6 +155,7 @@ func (rt *Runtime) Close() {
 	rt.models = map[string]*Model{}
 	rt.mu.Unlock()
 	for _, m := range models {
+		rt.end(m)
 		if m.cur != nil {
 			m.cur.Release()
 		}
@@ -185,8 +205,26 @@ func (rt *Runtime) Forget(node *shm.Node) []Change {
 // serialises this with renames and removals of the same names, and tells
 // observers of the changes when it holds no lock.
 func (rt *Runtime) Publish(p string, g *Generation) []Change {
+	rt.change.Lock()
+	defer rt.change.Unlock()
+	return rt.publish(p, g)
+}
+
+// publish is Publish for those who hold change.
+func (rt *Runtime) publish(p string, g *Generation) []Change {
 	rt.mu.Lock()
 	m := rt.model(p)
+	rt.mu.Unlock()
+	if m.page == nil {
+		page, err := openControl(rt.store, p)
+		if err != nil {
+			g.Release()
+			return rt.Fail(p, fmt.Errorf("control page: %w", err))
+		}
+		m.page = page
+	}
+	m.page.begin()
+	rt.mu.Lock()
 	old := m.cur
 	g.N = m.next
 	g.Path = p
@@ -195,7 +233,11 @@ func (rt *Runtime) Publish(p string, g *Generation) []Change {
 	m.set(g.state())
 	rt.elect(p)
 	rt.mu.Unlock()
-	rt.noteNumber(g)
+	if !g.Cold {
+		g.Seg.note(rt.store.Mark("generation"), g.N)
+	}
+	m.page.end(g)
+	m.hub.changed(g.N)
 
 	name := "load"
 	if old != nil {
@@ -249,11 +291,24 @@ func (rt *Runtime) Remove(p string) []Change {
 	if m == nil {
 		return nil
 	}
+	rt.end(m)
 	if m.cur != nil {
 		rt.Events.Add(Event{Event: "unload", Model: p, Generation: m.cur.N})
 		m.cur.Release()
 	}
 	return []Change{{Path: p, Gone: true}}
+}
+
+// end lets go of what belongs to a model's name.
+func (rt *Runtime) end(m *Model) {
+	m.hub.end()
+	for _, d := range m.drafts {
+		d.drop()
+	}
+	if m.page != nil {
+		_ = rt.store.Control.Unlink(controlName(m.path))
+		m.page.Close()
+	}
 }
 
 // retire lets go of the active model when it went away; the newest load that is
@@ -274,41 +329,47 @@ func (rt *Runtime) retire(p string) {
 	}
 }
 
-// Move renames a model, or every model below a directory. A model that had the
-// new name is replaced: its numbering goes on.
+// below reports whether p is dir or lies below it, and what follows dir.
+func below(p, dir string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(p, dir)
+	return rest, ok && (rest == "" || rest[0] == '/')
+}
+
+// Move renames a model, or every model below a directory, with everything that
+// belongs to the name. A model that had the new name already gets the moved file
+// as its next generation: who waits for it, waits for the name.
 func (rt *Runtime) Move(from, to string) (changes []Change) {
+	if rt.Known(to) {
+		g := rt.Acquire(from)
+		changes = rt.Remove(from)
+		if g == nil {
+			return append(changes, rt.Remove(to)...)
+		}
+		return append(changes, rt.Publish(to, g.clone())...)
+	}
 	rt.mu.Lock()
-	var moved [][2]string
+	moved := map[string]string{}
 	for p := range rt.models {
-		if rest, ok := strings.CutPrefix(p, from); ok && (rest == "" || rest[0] == '/') {
-			moved = append(moved, [2]string{p, to + rest})
+		if rest, ok := below(p, from); ok {
+			moved[p] = to + rest
 		}
 	}
-	var drop []*Generation
-	for _, mv := range moved {
-		drop = append(drop, rt.move(mv[0], mv[1]))
+	for p, q := range moved {
+		rt.move(p, q)
 	}
 	rt.mu.Unlock()
-	for i, mv := range moved {
-		if drop[i] != nil {
-			drop[i].Release()
-		}
-		rt.Events.Add(Event{Event: "rename", Model: mv[1], From: mv[0]})
-		changes = append(changes, Change{mv[0], true}, Change{mv[1], true})
+	for p, q := range moved {
+		// Without the file under the new name a crash makes readers map it again.
+		_ = rt.store.Control.Rename(controlName(p), rt.store.Control, controlName(q), 0)
+		rt.Events.Add(Event{Event: "rename", Model: q, From: p})
+		changes = append(changes, Change{Path: p, Gone: true}, Change{Path: q, Gone: true})
 	}
 	return changes
 }
 
-// move is Move of one name. It returns the generation that was replaced. Caller holds mu.
-func (rt *Runtime) move(from, to string) (old *Generation) {
+// move is Move of one name to a free one. Caller holds mu.
+func (rt *Runtime) move(from, to string) {
 	m := rt.models[from]
-	if prev := rt.models[to]; prev != nil && prev.cur != nil {
-		old = prev.cur
-		m.next = max(m.next, prev.next+1)
-		if m.cur != nil {
-			m.cur = m.cur.renumber(prev.next)
-		}
-	}
 	delete(rt.models, from)
 	m.path = to
 	if m.cur != nil {
@@ -318,40 +379,47 @@ func (rt *Runtime) move(from, to string) (old *Generation) {
 	if rt.active == from {
 		rt.active = to
 	}
-	return old
 }
 
 // Swap exchanges two names (RENAME_EXCHANGE), directories with all below them.
-// Both names get a generation that neither had.
-func (rt *Runtime) Swap(a, b string) (changes []Change) {
-	rt.mu.Lock()
-	under := func(from, to string) (out []*Model, paths []string) {
-		for p, m := range rt.models {
-			if rest, ok := strings.CutPrefix(p, from); ok && (rest == "" || rest[0] == '/') {
-				out, paths = append(out, m), append(paths, to+rest)
-				delete(rt.models, p)
-			}
+// Each name gets what the other had as its next generation. fromA and fromB, if
+// not nil, are what was no model under the one name and is one under the other.
+func (rt *Runtime) Swap(a, b string, fromA, fromB *Generation) []Change {
+	ga, gb := rt.gather(a, fromA), rt.gather(b, fromB)
+	return append(rt.scatter(a, gb, ga), rt.scatter(b, ga, gb)...)
+}
+
+// gather takes a hold on the generations at and below a path, by the rest of
+// theirs. It takes over extra.
+func (rt *Runtime) gather(dir string, extra *Generation) map[string]*Generation {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	out := map[string]*Generation{}
+	for p, m := range rt.models {
+		if rest, ok := below(p, dir); ok && m.cur != nil {
+			m.cur.Acquire()
+			out[rest] = m.cur
 		}
-		return out, paths
 	}
-	ma, toB := under(a, b)
-	mb, toA := under(b, a)
-	var next uint64
-	for _, m := range append(ma, mb...) {
-		next = max(next, m.next)
+	if extra != nil {
+		out[""] = extra
 	}
-	paths := append(toB, toA...)
-	for i, m := range append(ma, mb...) {
-		m.path, m.next = paths[i], next+1
-		if m.cur != nil {
-			m.cur = m.cur.renamed(m.path).renumber(next)
+	return out
+}
+
+// scatter publishes copies of what came below dir, and removes what was there.
+func (rt *Runtime) scatter(dir string, came, was map[string]*Generation) (changes []Change) {
+	for rest := range was { // of a plain name this removes nothing
+		if came[rest] == nil || !Loadable(dir+rest) {
+			changes = append(changes, rt.Remove(dir+rest)...)
 		}
-		rt.models[m.path] = m
 	}
-	rt.mu.Unlock()
-	rt.Events.Add(Event{Event: "exchange", Model: a, From: b})
-	for _, p := range paths {
-		changes = append(changes, Change{p, true})
+	for rest, g := range came {
+		if Loadable(dir + rest) {
+			changes = append(changes, rt.Publish(dir+rest, g.clone())...)
+		} else {
+			g.Release()
+		}
 	}
 	return changes
 }

@@ -50,7 +50,8 @@ type Source struct {
 	busy   string           // the name being reconciled
 	bytes  int64            // its bytes
 	errs   map[string]error
-	change *sync.Cond // something above changed
+	later  map[string]*time.Timer // names that wait for a quiet time
+	change *sync.Cond             // something above changed
 	closed bool
 
 	linked map[uint64]string // while adopting: inode of SOURCE with several names -> the first seen
@@ -75,7 +76,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), dirty: store.Mark("dirty"),
 		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{},
-		done: make(chan struct{}),
+		later: map[string]*time.Timer{}, done: make(chan struct{}),
 	}
 	s.change = sync.NewCond(&s.mu)
 	if readOnly {
@@ -365,11 +366,47 @@ func (s *Source) Mark(p string) {
 	s.mu.Unlock()
 }
 
+// quiet is how long a model must go without commits before it is written back:
+// each write-back copies the whole file.
+const quiet = 2 * time.Second
+
+// MarkLater marks a name once it has been left alone for a while.
+func (s *Source) MarkLater(p string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.later[p]; t != nil {
+		t.Reset(quiet)
+		return
+	}
+	s.later[p] = time.AfterFunc(quiet, func() {
+		s.mu.Lock()
+		delete(s.later, p)
+		s.mu.Unlock()
+		s.Mark(p)
+	})
+}
+
+// hasten marks at once what waits for its quiet time.
+func (s *Source) hasten() {
+	s.mu.Lock()
+	var names []string
+	for p, t := range s.later {
+		if t.Stop() {
+			names = append(names, p)
+		}
+	}
+	s.later = map[string]*time.Timer{}
+	s.mu.Unlock()
+	for _, p := range names {
+		s.Mark(p)
+	}
+}
+
 // Pending counts the marked names and their bytes.
 func (s *Source) Pending() (files int, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	files, bytes = len(s.marked), s.bytes
+	files, bytes = len(s.marked)+len(s.later), s.bytes
 	if s.busy != "" {
 		files++
 	}
@@ -515,6 +552,7 @@ func (s *Source) moveMarks(from, to string) {
 
 // Wait returns when nothing is pending, or with the context's error.
 func (s *Source) Wait(ctx context.Context) error {
+	s.hasten()
 	stop := context.AfterFunc(ctx, func() { s.mu.Lock(); s.change.Broadcast(); s.mu.Unlock() })
 	defer stop()
 	s.mu.Lock()
@@ -531,6 +569,7 @@ func (s *Source) Wait(ctx context.Context) error {
 // Close writes back what is marked, each name once more if it failed, and lets
 // the directory go. It returns the first error.
 func (s *Source) Close() error {
+	s.hasten()
 	s.mu.Lock()
 	s.closed = true
 	s.errs = map[string]error{}

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"context"
 	"io"
 	"io/fs"
 	"path"
@@ -69,7 +70,7 @@ func openFile(e Entry, name string) (fs.File, error) {
 	}
 	var v ggufview.View
 	if err == nil {
-		v, err = e.Content()
+		v, err = e.Open(context.Background())
 	}
 	if err != nil {
 		e.Close()

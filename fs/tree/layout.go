@@ -3,6 +3,8 @@ package tree
 import (
 	"path"
 	"strings"
+
+	"vbootfs/ggufview"
 )
 
 // The whole mount. A new file is one row here and the function that it names.
@@ -16,14 +18,14 @@ var root = &Row{Mode: 0o755, Rows: []*Row{
 // vector_boot/
 var runtimeRows = []*Row{
 	{Name: "version", Mode: 0o444, Show: showVersion, Doc: "program version"},
-	{Name: "status", Mode: 0o444, Show: showStatus, Live: true, Doc: "state, memory, sessions: one key and value a line"},
-	{Name: "stats.json", Mode: 0o444, Show: showStats, Live: true, Doc: "counters since the start"},
-	{Name: "metrics", Mode: 0o444, Show: showMetrics, Live: true, Doc: "the same in the Prometheus text format"},
-	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, one JSON object a line; tail -f it"},
+	{Name: "status", Mode: 0o444, Show: showStatus, Live: true, Doc: "state, memory, sessions"},
+	{Name: "stats.json", Mode: 0o444, Show: showStats, Live: true},
+	{Name: "metrics", Mode: 0o444, Show: showMetrics, Live: true, Doc: "counters since the start; metrics for Prometheus"},
+	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, a JSON object a line; tail -f it"},
 	{Name: "ctl", Mode: 0o644, Show: showUsage, Do: doRuntime, Live: true, Doc: "commands, one a write; cat it for the list"},
 	{Name: "active", Mode: 0o777, Link: linkActive, Live: true, Doc: "the model that the two files below speak of"},
-	{Name: "layout.json", Mode: 0o444, Show: activeText(showLayout), Live: true, Doc: "where every tensor of the active model lies"},
-	{Name: "layout.tsv", Mode: 0o444, Show: activeText(showTSV), Live: true, Doc: "the same as a table"},
+	{Name: "layout.json", Mode: 0o444, Show: activeText(showLayout), Live: true},
+	{Name: "layout.tsv", Mode: 0o444, Show: activeText(showTSV), Live: true, Doc: "where the tensors of the active model lie"},
 	modelsRow,
 }
 
@@ -34,15 +36,40 @@ var modelsRow = &Row{Name: "models", Mode: 0o555, Find: findModel, List: listMod
 // vector_boot/models/P/
 var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "state", Mode: 0o444, Show: showState, Live: true, Doc: "receiving, loading, loaded, cold or failed"},
-	{Name: "error", Mode: 0o444, Show: showError, Live: true, Doc: "why the last load failed; empty when it did not"},
+	{Name: "error", Mode: 0o444, Show: showError, Live: true, Doc: "why the last load failed; empty if it did not"},
 	{Name: "progress", Mode: 0o444, Show: showProgress, Live: true, Doc: "bytes received of how many"},
 	{Name: "ctl", Mode: 0o644, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
 	{Name: "generation", Mode: 0o444, Show: showGeneration, Gen: true, Doc: "version number: each change adds one"},
-	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Doc: "hash of the whole file"},
-	{Name: "model.gguf", Mode: 0o444, Segment: true, Gen: true, Doc: "the exact bytes; map them"},
-	{Name: "layout.json", Mode: 0o444, Show: showLayout, Gen: true, Doc: "where every tensor lies"},
-	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Doc: "the same as a table"},
-	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Doc: "every key with its type"},
+	{Name: "summary.txt", Mode: 0o444, Show: showSummary, Gen: true, Keep: true, Doc: "what the model is, on one page"},
+	{Name: "model.gguf", Mode: 0o444, Segment: true, Gen: true, Bytes: true, Doc: "the exact bytes; map them"},
+	{Name: "model.safetensors", Mode: 0o444, Data: dataSafetensors(ggufview.F32), Only: fitsSafetensors, Gen: true, Bytes: true,
+		Doc: "for safetensors, quantised tensors as F32"},
+	{Name: "model.bf16.safetensors", Mode: 0o444, Data: dataSafetensors(ggufview.BF16), Only: fitsSafetensors, Gen: true, Bytes: true,
+		Doc: "the same, quantised tensors as BF16"},
+	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Bytes: true, Slow: true, Doc: "hash of the whole file"},
+	{Name: "hashes.manifest", Mode: 0o444, Data: dataManifest, Gen: true, Bytes: true, Slow: true, Doc: "tensor by tensor, for llama-gguf-hash --check"},
+	{Name: "layout.json", Mode: 0o444, Show: showLayout, Gen: true, Keep: true},
+	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Keep: true, Doc: "where every tensor lies"},
+	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Keep: true, Doc: "every key with its type"},
+	{Name: "metadata", Mode: 0o555, Find: findKey, List: listKeys, Gen: true, Doc: "a file per key: string, number or JSON array"},
+	{Name: "tensors", Mode: 0o555, Find: findTensor, List: listTensors, Gen: true, Doc: "a directory per tensor:"},
+}}
+
+// vector_boot/models/P/metadata/KEY
+var keyRow = &Row{Mode: 0o444, Data: dataValue, Xattr: keyXattrs}
+
+// vector_boot/models/P/tensors/NAME/
+var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
+	{Name: "data", Mode: 0o444, Data: dataRaw, Bytes: true, Doc: "the bytes as stored"},
+	{Name: "type", Mode: 0o444, Show: showType},
+	{Name: "shape", Mode: 0o444, Show: showShape},
+	{Name: "offset", Mode: 0o444, Show: showOffset},
+	{Name: "nbytes", Mode: 0o444, Show: showBytes, Doc: "one value each"},
+	{Name: "info.json", Mode: 0o444, Show: showTensor, Doc: "all of that, as in layout.json"},
+	{Name: "raw.npy", Mode: 0o444, Data: dataRawNpy, Bytes: true, Doc: "the stored values for numpy.load"},
+	{Name: "f32.npy", Mode: 0o444, Data: dataF32Npy, Only: hasValues, Bytes: true},
+	{Name: "f32", Mode: 0o444, Data: dataF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
+	{Name: "stats.json", Mode: 0o444, Data: dataStats, Only: hasValues, Bytes: true, Slow: true, Doc: "min, max, mean, std, zeros, histogram ..."},
 }}
 
 func init() {

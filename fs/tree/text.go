@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"path"
@@ -27,17 +28,29 @@ func showVersion(At) ([]byte, error) { return []byte("vbootfs " + Version + "\n"
 // showReadme lists the table.
 func showReadme(At) ([]byte, error) {
 	var b bytes.Buffer
-	b.WriteString("vector_boot: the models that are loaded, as files.\nWrite a GGUF to ../geometry_os_v7/output/NAME.gguf and models/NAME.gguf/ is here.\n\n")
+	b.WriteString("The models that are loaded, as files.\nWrite NAME.gguf to ../geometry_os_v7/output/ and models/NAME.gguf/ is here.\n\n")
 	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-	for _, r := range root.Rows[1].Rows {
-		fmt.Fprintf(w, "%s\t%s\n", r.Name, r.Doc)
-	}
-	fmt.Fprint(w, "\t\nmodels/NAME.gguf/\t\n")
-	for _, r := range modelRow.Rows {
-		fmt.Fprintf(w, "  %s\t%s\n", r.Name, r.Doc)
-	}
+	listRows(w, "", root.Rows[1].Rows)
+	listRows(w, "  ", modelRow.Rows)
+	listRows(w, "    ", tensorRow.Rows)
 	err := w.Flush()
 	return b.Bytes(), err
+}
+
+// listRows writes a line for each row that has a Doc; those before it that have
+// none share the line.
+func listRows(w io.Writer, indent string, rows []*Row) {
+	var names []string
+	for _, r := range rows {
+		name := r.Name
+		if r.IsDir() {
+			name += "/"
+		}
+		if names = append(names, name); r.Doc != "" {
+			fmt.Fprintf(w, "%s%s\t%s\n", indent, strings.Join(names, " "), r.Doc)
+			names = nil
+		}
+	}
 }
 
 func showStatus(at At) ([]byte, error) {
@@ -156,16 +169,6 @@ func showProgress(at At) ([]byte, error) {
 func showGeneration(at At) ([]byte, error) {
 	return fmt.Appendln(nil, at.Gen.N), nil
 }
-
-// dataSHA256 has a size before the hash is computed.
-func dataSHA256(at At) (ggufview.View, error) {
-	return &lazy{size: 65, render: func() ([]byte, error) {
-		sum, err := at.Gen.SHA256()
-		return []byte(sum + "\n"), err
-	}}, nil
-}
-
-func showMetadata(at At) ([]byte, error) { return at.Gen.Info.AppendMetadataJSON(nil), nil }
 
 func showTSV(at At) ([]byte, error) { return at.Gen.Info.AppendLayoutTSV(nil), nil }
 

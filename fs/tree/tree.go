@@ -4,6 +4,7 @@
 package tree
 
 import (
+	"context"
 	"io/fs"
 	"path"
 	"strconv"
@@ -43,9 +44,18 @@ type Row struct {
 	Find    func(At, string) (*Row, At, bool) // further children by name
 	List    func(At) []string                 // their names
 
-	Live bool // changes by itself: never cached, each open takes a snapshot
-	Gen  bool // exists only once a generation is loaded
+	Only  func(At) bool    // whether it exists; nil: always
+	Xattr func(At) []Xattr // extended attributes
+
+	Live  bool // changes by itself: never cached, each open takes a snapshot
+	Gen   bool // exists only once a generation is loaded
+	Keep  bool // Show is dear: it is called once per generation for the size, and again to read what the kernel dropped
+	Bytes bool // made of tensor data: opening it brings a cold model into memory
+	Slow  bool // takes long to compute: a reader that is killed ends that
 }
+
+// Xattr is an extended attribute.
+type Xattr struct{ Name, Value string }
 
 // IsDir reports whether the row is a directory.
 func (r *Row) IsDir() bool { return r.Rows != nil || r.Find != nil || r.Output }
@@ -67,8 +77,9 @@ func (e Entry) Close() {
 	}
 }
 
-// Ino is the inode number: a pure function of path and generation. The top bit
-// keeps it apart from the numbers of files in the store.
+// Ino is the inode number: a pure function of path, generation and segment (a
+// name that was removed and made again counts from 1 again). The top bit keeps it
+// apart from the numbers of files in the store.
 func (e Entry) Ino() uint64 { return xxhash.Sum64String(e.ID) | 1<<63 }
 
 // Lookup finds a child; the caller closes it. The error is fs.ErrNotExist.
@@ -86,10 +97,17 @@ func (e Entry) Lookup(name string) (Entry, error) {
 		if at.Gen = at.RT.Acquire(at.Path); at.Gen == nil {
 			return Entry{}, fs.ErrNotExist
 		}
-		id += "@" + strconv.FormatUint(at.Gen.N, 10)
+		id += "@" + strconv.FormatUint(at.Gen.N, 10) + "." + strconv.FormatUint(at.Gen.Seg.Ino, 36)
 	}
-	return Entry{Row: row, At: at, ID: id}, nil
+	e = Entry{Row: row, At: at, ID: id}
+	if !e.exists() {
+		e.Close()
+		return Entry{}, fs.ErrNotExist
+	}
+	return e, nil
 }
+
+func (e Entry) exists() bool { return e.Only == nil || e.Only(e.At) }
 
 func (e Entry) child(name string) (*Row, At) {
 	for _, r := range e.Rows {
@@ -108,15 +126,14 @@ func (e Entry) child(name string) (*Row, At) {
 // Names lists the children that exist now.
 func (e Entry) Names() []string {
 	var out []string
-	loaded := e.At.Gen != nil
-	if !loaded && e.At.Path != "" {
-		if g := e.At.RT.Acquire(e.At.Path); g != nil {
-			loaded = true
-			g.Release()
+	at := e.At
+	if at.Gen == nil && at.Path != "" {
+		if at.Gen = at.RT.Acquire(at.Path); at.Gen != nil {
+			defer at.Gen.Release()
 		}
 	}
 	for _, r := range e.Rows {
-		if !r.Gen || loaded {
+		if (!r.Gen || at.Gen != nil) && (Entry{Row: r, At: at}).exists() {
 			out = append(out, r.Name)
 		}
 	}
@@ -126,9 +143,19 @@ func (e Entry) Names() []string {
 	return out
 }
 
+// Open is Content for a reader.
+func (e Entry) Open(ctx context.Context) (ggufview.View, error) {
+	if e.Bytes {
+		if err := e.At.RT.Warm(ctx, e.At.Gen.Seg.Node); err != nil {
+			return nil, err
+		}
+	}
+	return e.Content()
+}
+
 // Content is what reading the file gives, for every kind of row but links and
-// directories. Text that belongs to a generation is rendered once for its size
-// and again only when somebody reads what the kernel does not hold any more.
+// directories; its size is the file's. Nothing is computed and nothing brought
+// into memory before it is read.
 func (e Entry) Content() (ggufview.View, error) {
 	switch {
 	case e.Segment:
@@ -137,7 +164,7 @@ func (e Entry) Content() (ggufview.View, error) {
 		return e.Data(e.At)
 	case e.Show == nil:
 		return ggufview.Bytes(nil), nil
-	case e.At.Gen != nil && !e.Live:
+	case e.Keep:
 		return rendered(e.At.Gen, e.ID, func() ([]byte, error) { return e.Show(e.At) })
 	}
 	b, err := e.Show(e.At)
@@ -152,10 +179,11 @@ type Attr struct {
 	Time     time.Time
 }
 
-// Attr computes the attributes. Content is rendered for its exact size, since
-// rsync and tar copy nothing of a file that claims to be empty.
-func (e Entry) Attr() (Attr, error) {
-	a := Attr{Mode: e.Mode, Time: e.At.RT.Start}
+// Attr computes the attributes. The size is always exact, since rsync and tar
+// copy nothing of a file that claims to be empty.
+func (e Entry) Attr() (a Attr, err error) {
+	defer vectorboot.Guard(&err)() // metadata is measured in the mapped file
+	a = Attr{Mode: e.Mode, Time: e.At.RT.Start}
 	if e.At.Gen != nil {
 		a.Time = e.At.Gen.Loaded
 	}

@@ -1,0 +1,109 @@
+package tree
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"vbootfs/ggufview"
+	"vbootfs/vectorboot"
+)
+
+// Keys of what a generation remembers (vectorboot.Generation.Once).
+type (
+	tensorNames struct{}
+	keyNames    struct{}
+	tensorStats struct{ t *ggufview.Tensor }
+	valueSize   struct{ kv *ggufview.KV }
+)
+
+// namesOf is the file names of n things of a generation, made when first needed.
+func namesOf(g *vectorboot.Generation, key any, n int, name func(int) string) *names {
+	v, _ := g.Once(key, func() (any, error) { return newNames(n, name), nil })
+	return v.(*names)
+}
+
+func (at At) tensorNames() *names {
+	ts := at.Gen.Info.Tensors
+	return namesOf(at.Gen, tensorNames{}, len(ts), func(i int) string { return ts[i].Name })
+}
+
+func listTensors(at At) []string { return at.tensorNames().list }
+
+func findTensor(at At, name string) (*Row, At, bool) {
+	f := at.Gen.Info
+	if i, ok := at.tensorNames().odd[name]; ok {
+		at.Tensor = &f.Tensors[i]
+		return tensorRow, at, true
+	}
+	t, ok := f.Tensor(name)
+	at.Tensor = t
+	return tensorRow, at, ok && plain(name)
+}
+
+// raw is the stored bytes of the tensor.
+func (at At) raw() ggufview.View { return rawOf(at.Gen, at.Tensor) }
+
+func rawOf(g *vectorboot.Generation, t *ggufview.Tensor) ggufview.View {
+	return ggufview.Section(g, t.Offset, t.Bytes)
+}
+
+func descOf(f *ggufview.File, t *ggufview.Tensor) ggufview.TensorDesc {
+	return ggufview.TensorDesc{Name: t.Name, Type: t.Type, Shape: t.Shape(), BigEndian: f.BigEndian}
+}
+
+func (at At) desc() ggufview.TensorDesc { return descOf(at.Gen.Info, at.Tensor) }
+
+func dataRaw(at At) (ggufview.View, error)    { return at.raw(), nil }
+func dataRawNpy(at At) (ggufview.View, error) { return ggufview.RawNpy(at.desc(), at.raw()) }
+func dataF32Npy(at At) (ggufview.View, error) { return ggufview.F32Npy(at.desc(), at.raw()) }
+func dataF32(at At) (ggufview.View, error) {
+	return ggufview.F32View(at.Tensor.Type, at.Gen.Info.BigEndian, at.raw())
+}
+
+// hasValues: ggml has a dequantiser for the type.
+func hasValues(at At) bool { return at.Tensor.Type.CanDequantize() }
+
+func (at At) shape() string { return strings.Trim(fmt.Sprint(at.Tensor.Shape()), "[]") }
+
+func showType(at At) ([]byte, error)   { return []byte(at.Tensor.Type.String() + "\n"), nil }
+func showShape(at At) ([]byte, error)  { return []byte(at.shape() + "\n"), nil }
+func showOffset(at At) ([]byte, error) { return fmt.Appendln(nil, at.Tensor.Offset), nil }
+func showBytes(at At) ([]byte, error)  { return fmt.Appendln(nil, at.Tensor.Bytes), nil }
+func showTensor(at At) ([]byte, error) {
+	return append(at.Gen.Info.AppendTensorJSON(nil, at.Tensor), '\n'), nil
+}
+
+func tensorXattrs(at At) []Xattr {
+	return []Xattr{
+		{"user.gguf.type", at.Tensor.Type.String()},
+		{"user.gguf.shape", at.shape()},
+		{"user.gguf.offset", strconv.FormatInt(at.Tensor.Offset, 10)},
+		{"user.gguf.nbytes", strconv.FormatInt(at.Tensor.Bytes, 10)},
+	}
+}
+
+// statsBytes is the size of every stats.json: nobody who merely looks at a
+// directory should have statistics computed. Spaces fill it up. The longest one
+// has 64 counts and 10 other numbers of at most 24 characters each.
+const statsBytes = 2 << 10
+
+func dataStats(at At) (ggufview.View, error) {
+	t, big := at.Tensor, at.Gen.Info.BigEndian
+	return newKept(at.Gen, tensorStats{t}, statsBytes, func(ctx context.Context) (ggufview.View, error) {
+		s, err := ggufview.ComputeStats(ctx, t.Type, big, unmapped{at.raw()})
+		if err != nil {
+			return nil, err
+		}
+		b, err := json.Marshal(s)
+		b = append(b, bytes.Repeat([]byte(" "), max(0, statsBytes-1-len(b)))...)
+		return ggufview.Bytes(append(b, '\n')), err
+	}), nil
+}
+
+// unmapped reads with system calls what could be read in place: goroutines that
+// compute have nobody who would catch a fault in the mapping.
+type unmapped struct{ ggufview.View }
