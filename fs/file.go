@@ -81,13 +81,13 @@ func (f *FS) register(seg *shm.Node) int32 {
 }
 
 // openSegment opens model.gguf.
-func (f *FS) openSegment(n *node, out *fuse.OpenOut) fuse.Status {
+func (f *FS) openSegment(n *node, pid uint32, out *fuse.OpenOut) fuse.Status {
 	seg := n.ent.At.Gen.Seg.Node
 	if err := f.rt.Warm(bg, seg); err != nil {
 		return status(err)
 	}
 	f.route(n, seg, out)
-	out.Fh = f.open(&handle{n: n, row: &rowRead{view: n.ent.At.Gen}})
+	out.Fh = f.open(&handle{n: n, pid: pid, row: &rowRead{view: n.ent.At.Gen}})
 	return fuse.OK
 }
 
@@ -120,14 +120,14 @@ func (f *FS) openLive(n *node, flags, tid uint32, out *fuse.OpenOut) fuse.Status
 	} else if err := f.rt.Warm(bg, n.live); err != nil {
 		return status(err)
 	}
-	out.Fh = f.openData(n, write, out)
+	out.Fh = f.openData(n, tid, write, out)
 	return fuse.OK
 }
 
 // openData makes the handle of an open that is allowed.
-func (f *FS) openData(n *node, write bool, out *fuse.OpenOut) uint64 {
+func (f *FS) openData(n *node, pid uint32, write bool, out *fuse.OpenOut) uint64 {
 	f.route(n, n.live, out)
-	h := &handle{n: n, write: write}
+	h := &handle{n: n, pid: pid, write: write}
 	if write {
 		h.hurry = f.writing(n)
 	}
@@ -155,13 +155,10 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 }
 
 // Write writes through the daemon.
-func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	h := f.handle(in.Fh)
 	if h.n.live == nil {
-		if st := f.command(h, data); !st.Ok() {
-			return 0, st
-		}
-		return uint32(len(data)), fuse.OK
+		return f.writeRow(cancel, h, in, data)
 	}
 	if err := f.touch(h.n); err != nil {
 		return 0, status(err)

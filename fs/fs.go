@@ -79,6 +79,7 @@ type place struct {
 // handle is an open file or directory.
 type handle struct {
 	n     *node
+	pid   uint32 // who opened it
 	write bool
 	hurry bool     // counted in Store.Hurry
 	dir   *dirRead // directories
@@ -95,6 +96,7 @@ func newFS(rt *vectorboot.Runtime, log *logrus.Logger) *FS {
 	root := &node{id: fuse.FUSE_ROOT_ID, key: "", ent: tree.Root(rt), lookups: 1}
 	f.nodes[root.id], f.byKey[root.key] = root, root
 	rt.Observe(f.changed)
+	rt.SetReaders(f.readersOf)
 	return f
 }
 
@@ -285,10 +287,7 @@ func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.
 		}
 		return f.entry(f.intern(n, nil, ""), nameTTL, out)
 	}
-	ttl := nameTTL
-	if e.Row.Link != nil {
-		ttl = 0
-	}
+	ttl := ttlOf(e)
 	return f.entry(f.internRow(e), ttl, out)
 }
 

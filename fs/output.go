@@ -70,7 +70,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	if !st.Ok() {
 		return st
 	}
-	out.Fh = f.openData(n, true, &out.OpenOut)
+	out.Fh = f.openData(n, in.Pid, true, &out.OpenOut)
 	return fuse.OK
 }
 
@@ -100,7 +100,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	if st := f.entry(n, 0, &out.EntryOut); !st.Ok() {
 		return st
 	}
-	out.Fh = f.openData(n, true, &out.OpenOut)
+	out.Fh = f.openData(n, in.Pid, true, &out.OpenOut)
 	return fuse.OK
 }
 
@@ -120,6 +120,9 @@ func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.E
 
 // Mkdir makes a directory.
 func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	if n := f.node(in.NodeId); n.live == nil {
+		return f.makeRow(n, name, out)
+	}
 	p, st := f.liveDirOf(in.NodeId)
 	if !st.Ok() {
 		return st
@@ -217,6 +220,9 @@ func (f *FS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Statu
 
 // Rmdir removes an empty directory.
 func (f *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if n := f.node(h.NodeId); n.live == nil && n.ent.Drop != nil {
+		return status(n.ent.Drop(n.ent.At, name))
+	}
 	return f.remove(h.NodeId, name, (*shm.Node).Rmdir)
 }
 
@@ -354,7 +360,7 @@ func (f *FS) settleNames(a moving, from, to string) []vectorboot.Change {
 func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	n := f.node(in.NodeId)
 	if n.live == nil {
-		return setRow(f, n, in, out)
+		return f.setRow(n, in, out)
 	}
 	if size, ok := in.GetSize(); ok {
 		if err := f.resize(n, in, int64(size)); err != nil {
@@ -365,17 +371,6 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		return status(err)
 	}
 	f.afterMeta(n, in)
-	return f.attr(n, out)
-}
-
-// setRow lets `echo >ctl` truncate a command file, which means nothing.
-func setRow(f *FS, n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	if n.ent.Do == nil {
-		return fuse.EPERM
-	}
-	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
-		return fuse.EPERM
-	}
 	return f.attr(n, out)
 }
 

@@ -5,38 +5,48 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"vbootfs/fs/tree"
 	"vbootfs/ggufview"
+	"vbootfs/shm"
 	"vbootfs/vectorboot"
 )
 
 // rowRead is an open row: its content, and for a command file the text of the
 // last command that failed.
 type rowRead struct {
-	view ggufview.View
+	edit   tree.Editor // open for writing
+	stream *waiting
+	page   *shm.Node // a control page; the view too
 
-	mu     sync.Mutex // guards failed and view of command files
-	failed bool
+	mu   sync.Mutex // guards view, which a failed command changes
+	view ggufview.View
 }
 
 // openRow opens a file of the tree.
 func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	if write && n.ent.Do == nil {
+	switch {
+	case n.ent.Stream != nil:
+		return f.openStream(n, in, out)
+	case n.ent.Page:
+		return f.openPage(n, in, out)
+	case write && n.ent.Edit != nil:
+		return f.openEdit(cancel, n, in, out)
+	case write && n.ent.Do == nil:
 		return fuse.EACCES
-	}
-	if n.ent.Segment {
-		return f.openSegment(n, out)
+	case n.ent.Segment:
+		return f.openSegment(n, in.Pid, out)
 	}
 	v, err := n.ent.Open(&fuse.Context{Cancel: cancel})
 	if err != nil {
 		return status(err)
 	}
-	out.Fh = f.open(&handle{n: n, row: &rowRead{view: v}})
+	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: v}})
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	if n.ent.Live || n.ent.Slow { // only a direct read is interrupted with its reader
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
@@ -46,6 +56,9 @@ func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse
 
 // read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.
 func (r *rowRead) read(cancel <-chan struct{}, buf []byte, off int64) (n int, err error) {
+	if r.stream != nil {
+		return r.stream.read(&fuse.Context{Cancel: cancel}, buf)
+	}
 	r.mu.Lock()
 	v := r.view
 	r.mu.Unlock()
@@ -63,8 +76,8 @@ func (r *rowRead) read(cancel <-chan struct{}, buf []byte, off int64) (n int, er
 }
 
 // command runs one command. Its error text is what the handle reads next.
-func (f *FS) command(h *handle, data []byte) fuse.Status {
-	err := h.n.ent.Do(h.n.ent.At, string(data))
+func (f *FS) command(cancel <-chan struct{}, h *handle, data []byte) fuse.Status {
+	err := h.n.ent.Do(&fuse.Context{Cancel: cancel}, h.n.ent.At, string(data))
 	h.row.mu.Lock()
 	defer h.row.mu.Unlock()
 	if err != nil {
@@ -102,10 +115,7 @@ func (f *FS) readRows(h *handle, off uint64, plus bool, out *fuse.DirEntryList) 
 			e.Close()
 			break
 		}
-		ttl := nameTTL
-		if e.Row.Link != nil {
-			ttl = 0
-		}
+		ttl := ttlOf(e)
 		if !f.entry(f.internRow(e), ttl, slot).Ok() {
 			*slot = fuse.EntryOut{}
 		}
@@ -119,6 +129,14 @@ func (f *FS) addEntry(out *fuse.DirEntryList, d fuse.DirEntry, plus bool) bool {
 		return out.AddDirEntry(d)
 	}
 	return out.AddDirLookupEntry(d) != nil
+}
+
+// ttlOf is how long the kernel may remember what a name stands for.
+func ttlOf(e tree.Entry) time.Duration {
+	if e.Fleeting() {
+		return 0
+	}
+	return nameTTL
 }
 
 func rowType(e tree.Entry) uint32 {
@@ -136,6 +154,12 @@ func rowType(e tree.Entry) uint32 {
 func (f *FS) changed(c vectorboot.Change) {
 	const models = "vector_boot/models"
 	dir := path.Join(models, c.Path)
+	if len(c.Data) > 0 {
+		f.patched(c)
+	}
+	if c.Moved {
+		f.moved(c.Path)
+	}
 	for _, name := range tree.ModelNames() {
 		f.forgetName(dir, name)
 	}

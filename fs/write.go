@@ -291,7 +291,10 @@ func (f *FS) truncate(n *node, size int64) error {
 // can come several times for one open file.
 func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := f.handle(in.Fh)
-	if !h.write || h.n.live == nil {
+	if h.n.live == nil {
+		return f.flushRow(h)
+	}
+	if !h.write {
 		return fuse.OK
 	}
 	return status(f.judge(h.n, false))
@@ -464,6 +467,9 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	h := f.close(in.Fh)
 	if h == nil {
 		return
+	}
+	if h.row != nil {
+		h.row.close()
 	}
 	if h.dir != nil && h.dir.live.dir != nil {
 		h.dir.live.dir.Close()

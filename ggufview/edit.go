@@ -190,3 +190,16 @@ func jsonArray[T any](text string) (any, error) {
 	err := json.Unmarshal([]byte(text), &v)
 	return v, err
 }
+
+// FormatValue writes a value as files show it: what ParseValue reads.
+func FormatValue(v any) ([]byte, error) {
+	b, err := (&Spec{KV: []SpecKV{{Key: "v", Value: v}}}).Bytes()
+	if err != nil {
+		return nil, err
+	}
+	f, err := Parse(b, int64(len(b)))
+	if err != nil {
+		return nil, err
+	}
+	return f.ValueText(&f.KVs[0]), nil
+}

@@ -75,8 +75,10 @@ func (s *summary) model() {
 	s.line("name", s.text("general.name"), s.text("general.size_label"))
 	s.line("architecture", oneLine(s.arch, 60), s.text("general.type"))
 	s.line("license", s.text("general.license"))
-	if n := s.f.parameters(); n > 0 {
+	if n := s.f.parameters(); n >= 1000 {
 		s.line("parameters", fmt.Sprintf("%s (%s)", short(n), grouped(n)))
+	} else if n > 0 {
+		s.line("parameters", grouped(n))
 	}
 	if t, ok := s.f.Uint("general.file_type"); ok {
 		name, known := fileTypes[t&^fileTypeGuessed]

@@ -16,9 +16,10 @@ import (
 // Draft collects changes to a model until they are committed together. It locks
 // nothing: a client that dies leaves a directory, not a blocked model.
 type Draft struct {
-	Name string
-	rt   *Runtime
-	m    *Model
+	Name   string
+	Serial uint64 // no other draft of this process has it
+	rt     *Runtime
+	m      *Model
 
 	mu      sync.Mutex // guards all below
 	tensors map[string]*TensorEdit
@@ -43,7 +44,7 @@ func (rt *Runtime) NewDraft(p, name string) error {
 	case len(m.drafts) >= maxDrafts:
 		return unix.ENOSPC
 	}
-	m.drafts[name] = &Draft{Name: name, rt: rt, m: m, tensors: map[string]*TensorEdit{}, keys: map[string]*KeyEdit{}}
+	m.drafts[name] = &Draft{Name: name, Serial: rt.draftID.Add(1), rt: rt, m: m, tensors: map[string]*TensorEdit{}, keys: map[string]*KeyEdit{}}
 	return nil
 }
 
@@ -195,6 +196,17 @@ func (d *Draft) Commit(p string) error {
 		d.reset()
 	}
 	return err
+}
+
+// Clear forgets what is staged; the draft stays.
+func (d *Draft) Clear() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.usable(); err != nil {
+		return err
+	}
+	d.reset()
+	return nil
 }
 
 // take makes the draft busy and lists what is staged, in order of name.

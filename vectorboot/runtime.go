@@ -54,6 +54,7 @@ type Model struct {
 	policy  Policy            // guards commits
 	touched map[string]uint64 // tensors/NAME and metadata/KEY -> generation of its last change
 	drafts  map[string]*Draft
+	pinned  bool
 }
 
 // Runtime is the registry of models.
@@ -69,6 +70,7 @@ type Runtime struct {
 
 	change    sync.Mutex // see the package comment
 	sessionID atomic.Uint64
+	draftID   atomic.Uint64
 	sessions  atomic.Int64
 	policy    Policy // of new models
 
@@ -79,6 +81,7 @@ type Runtime struct {
 
 	observe func(Change)
 	pass    atomic.Bool
+	readers func(string) []Reader
 }
 
 // SetPassthrough says whether reads of model data bypass the daemon.
@@ -578,13 +581,21 @@ func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
 }
 
 // Load brings a cold model into memory.
-func (rt *Runtime) Load(p string) error {
+func (rt *Runtime) Load(ctx context.Context, p string) error {
 	g := rt.Acquire(p)
 	if g == nil {
 		return ErrNoModel
 	}
 	defer g.Release()
-	return rt.Warm(context.Background(), g.Seg.Node)
+	return rt.Warm(ctx, g.Seg.Node)
+}
+
+// Sync waits until SOURCE has everything.
+func (rt *Runtime) Sync(ctx context.Context) error {
+	if rt.source == nil {
+		return nil
+	}
+	return rt.source.Wait(ctx)
 }
 
 // warmed replaces a cold generation by the loaded one of the same number.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -287,4 +288,30 @@ func (rt *Runtime) Wait(ctx context.Context, p string, from uint64) (uint64, err
 			return 0, ctx.Err()
 		}
 	}
+}
+
+// Reader is a process that has a model's bytes open.
+type Reader struct {
+	PID        uint32
+	Generation uint64
+}
+
+// Readers lists who has a model open or mapped, as the mount knows it.
+func (rt *Runtime) Readers(p string) []Reader {
+	if rt.readers == nil {
+		return nil
+	}
+	return rt.readers(p)
+}
+
+// SetReaders registers who knows the readers of a model. Call it before serving.
+func (rt *Runtime) SetReaders(f func(string) []Reader) { rt.readers = f }
+
+// Command is the name of a process, "?" when it is gone.
+func Command(pid uint32) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "?"
+	}
+	return strings.TrimSpace(string(b))
 }

@@ -97,5 +97,6 @@ func manifest(ctx context.Context, at At, subjects []string) ([]byte, error) {
 	for i := range parts {
 		errs = append(errs, one(i, parts[i]))
 	}
-	return []byte(strings.Join(lines, "")), errors.Join(append(errs, <-whole)...)
+	err := errors.Join(append(errs, <-whole)...)
+	return []byte(strings.Join(lines, "")), err
 }

@@ -114,16 +114,25 @@ func (f FS) ReadLink(name string) (string, error) {
 }
 
 type file struct {
-	e Entry
-	a Attr
-	r *io.SectionReader
+	e      Entry
+	a      Attr
+	r      *io.SectionReader
+	closed bool
+}
+
+// Close lets the entry go; a second one does nothing.
+func (f *file) Close() error {
+	if !f.closed {
+		f.e.Close()
+		f.closed = true
+	}
+	return nil
 }
 
 func (f *file) Stat() (fs.FileInfo, error)                { return info{path.Base("/" + f.e.name()), f.a}, nil }
 func (f *file) Read(p []byte) (int, error)                { return f.r.Read(p) }
 func (f *file) ReadAt(p []byte, off int64) (int, error)   { return f.r.ReadAt(p, off) }
 func (f *file) Seek(off int64, whence int) (int64, error) { return f.r.Seek(off, whence) }
-func (f *file) Close() error                              { f.e.Close(); return nil }
 
 // name is the last part of the path without the generation.
 func (e Entry) name() string {

@@ -22,6 +22,7 @@ var runtimeRows = []*Row{
 	{Name: "stats.json", Mode: 0o444, Show: showStats, Live: true},
 	{Name: "metrics", Mode: 0o444, Show: showMetrics, Live: true, Doc: "counters since the start; metrics for Prometheus"},
 	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, a JSON object a line; tail -f it"},
+	{Name: "events", Mode: 0o444, Stream: openEvents, Live: true, Quiet: true, Doc: "the same as a stream: read() waits (not listed by ls)"},
 	{Name: "ctl", Mode: 0o644, Show: showUsage, Do: doRuntime, Live: true, Doc: "commands, one a write; cat it for the list"},
 	{Name: "active", Mode: 0o777, Link: linkActive, Live: true, Doc: "the model that the two files below speak of"},
 	{Name: "layout.json", Mode: 0o444, Show: activeText(showLayout), Live: true},
@@ -52,15 +53,42 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Keep: true, Doc: "where every tensor lies"},
 	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Keep: true, Doc: "every key with its type"},
 	{Name: "metadata", Mode: 0o555, Find: findKey, List: listKeys, Gen: true, Doc: "a file per key: string, number or JSON array"},
+	{Name: "control", Mode: 0o644, Page: true, Gen: true, Doc: "4096 shared bytes: sequence, generation, doorbell"},
+	{Name: "wait", Mode: 0o444, Stream: openWait, Live: true, Quiet: true, Doc: "read() returns the next generation (not listed)"},
+	{Name: "session", Mode: 0o644, Stream: openSession, Live: true, Quiet: true, Doc: "attach a runtime: read requests, write ack N (not listed)"},
+	{Name: "sessions", Mode: 0o555, Find: findSession, List: listSessions, Live: true, Doc: "who is attached"},
+	{Name: "readers", Mode: 0o444, Show: showReaders, Live: true, Doc: "who has the bytes open or mapped"},
+	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Doc: "guards of changes"},
+	{Name: "drafts", Mode: 0o755, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Doc: "mkdir one, stage changes, echo commit >ctl"},
 	{Name: "tensors", Mode: 0o555, Find: findTensor, List: listTensors, Gen: true, Doc: "a directory per tensor:"},
 }}
 
 // vector_boot/models/P/metadata/KEY
-var keyRow = &Row{Mode: 0o444, Data: dataValue, Xattr: keyXattrs}
+var keyRow = &Row{Mode: 0o644, Data: dataValue, Edit: editKey, Xattr: keyXattrs}
+
+// vector_boot/models/P/sessions/ID
+var sessionRow = &Row{Mode: 0o444, Show: showSession, Live: true}
+
+// vector_boot/models/P/drafts/D/
+var draftRow = &Row{Mode: 0o755, Live: true, Rows: []*Row{
+	{Name: "ctl", Mode: 0o644, Show: showDraftUsage, Do: doDraft, Live: true},
+	{Name: "staged", Mode: 0o444, Show: showStaged, Live: true},
+	{Name: "tensors", Mode: 0o555, Find: findDraftTensor, List: stagedNames("tensors/"), Gen: true, Live: true},
+	{Name: "metadata", Mode: 0o555, Find: findDraftKey, List: stagedNames("metadata/"), Gen: true, Live: true},
+}}
+
+// vector_boot/models/P/drafts/D/metadata/KEY
+var draftKeyRow = &Row{Mode: 0o644, Show: showDraftKey, Edit: editKey, Xattr: keyXattrs, Live: true}
+
+// vector_boot/models/P/drafts/D/tensors/NAME/
+var draftTensorRow = &Row{Mode: 0o555, Live: true, Rows: []*Row{
+	{Name: "data", Mode: 0o644, Data: dataDraft, Edit: editData, Bytes: true, Live: true},
+	{Name: "f32", Mode: 0o644, Data: dataDraftF32, Edit: editF32, Only: hasValues, Bytes: true, Live: true},
+}}
 
 // vector_boot/models/P/tensors/NAME/
 var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
-	{Name: "data", Mode: 0o444, Data: dataRaw, Bytes: true, Doc: "the bytes as stored"},
+	{Name: "data", Mode: 0o644, Data: dataRaw, Edit: editData, Bytes: true, Doc: "the bytes as stored"},
 	{Name: "type", Mode: 0o444, Show: showType},
 	{Name: "shape", Mode: 0o444, Show: showShape},
 	{Name: "offset", Mode: 0o444, Show: showOffset},
@@ -68,7 +96,7 @@ var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
 	{Name: "info.json", Mode: 0o444, Show: showTensor, Doc: "all of that, as in layout.json"},
 	{Name: "raw.npy", Mode: 0o444, Data: dataRawNpy, Bytes: true, Doc: "the stored values for numpy.load"},
 	{Name: "f32.npy", Mode: 0o444, Data: dataF32Npy, Only: hasValues, Bytes: true},
-	{Name: "f32", Mode: 0o444, Data: dataF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
+	{Name: "f32", Mode: 0o644, Data: dataF32, Edit: editF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
 	{Name: "stats.json", Mode: 0o444, Data: dataStats, Only: hasValues, Bytes: true, Slow: true, Doc: "min, max, mean, std, zeros, histogram ..."},
 }}
 

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func showStatus(at At) ([]byte, error) {
 		v any
 	}{
 		{"state", "running"}, {"source", source}, {"models", len(rt.Paths())},
-		{"resident_bytes", used}, {"limit_bytes", limit}, {"sessions", 0},
+		{"resident_bytes", used}, {"limit_bytes", limit}, {"sessions", rt.AttachedSessions()},
 		{"passthrough", rt.Passthrough()}, {"pending_files", files}, {"pending_bytes", pending},
 		{"uptime_seconds", int64(rt.Uptime().Seconds())},
 	} {
@@ -209,7 +210,7 @@ type segment struct {
 
 type command struct {
 	name, args, doc string
-	run             func(At, string) error
+	run             func(context.Context, At, string) error
 }
 
 var errUsage = errors.New("unknown command; read this file for the list")
@@ -223,7 +224,7 @@ func usage(cmds []command) []byte {
 }
 
 // run executes one line. ErrInvalid marks what the user got wrong.
-func run(cmds []command, at At, line string) error {
+func run(ctx context.Context, cmds []command, at At, line string) error {
 	name, args, _ := strings.Cut(strings.TrimSpace(line), " ")
 	args = strings.TrimSpace(args)
 	for _, c := range cmds {
@@ -233,7 +234,7 @@ func run(cmds []command, at At, line string) error {
 		if (c.args == "") != (args == "") && !strings.HasPrefix(c.args, "[") {
 			return fmt.Errorf("usage: %s %s: %w", c.name, c.args, fs.ErrInvalid)
 		}
-		if err := c.run(at, args); err != nil {
+		if err := c.run(ctx, at, args); err != nil {
 			return fmt.Errorf("%s: %w", strings.TrimSpace(line), err)
 		}
 		return nil
@@ -241,18 +242,42 @@ func run(cmds []command, at At, line string) error {
 	return fmt.Errorf("%q: %w: %w", strings.TrimSpace(line), errUsage, fs.ErrInvalid)
 }
 
+// on makes a command of a function that neither waits nor takes a context.
+func on(f func(At, string) error) func(context.Context, At, string) error {
+	return func(_ context.Context, at At, args string) error { return f(at, args) }
+}
+
 var runtimeCommands = []command{
-	{"activate", "[MODEL]", "make MODEL the active one; without it, the newest load", func(at At, p string) error { return at.RT.Activate(p) }},
-	{"load", "MODEL", "bring a cold model into memory", func(at At, p string) error { return at.RT.Load(p) }},
+	{"activate", "[MODEL]", "make MODEL the active one; without it, the newest load", on(func(at At, p string) error { return at.RT.Activate(p) })},
+	{"load", "MODEL", "bring a cold model into memory", func(ctx context.Context, at At, p string) error { return at.RT.Load(ctx, p) }},
+	{"evict", "MODEL", "free its memory; SOURCE keeps it", on(func(at At, p string) error { return at.RT.Evict(p) })},
+	{"sync", "", "wait until SOURCE has everything", func(ctx context.Context, at At, _ string) error { return at.RT.Sync(ctx) }},
 }
 
 var modelCommands = []command{
-	{"activate", "", "make this the active model", func(at At, _ string) error { return at.RT.Activate(at.Path) }},
-	{"load", "", "bring the model into memory if it is cold", func(at At, _ string) error { return at.RT.Load(at.Path) }},
+	{"activate", "", "make this the active model", on(func(at At, _ string) error { return at.RT.Activate(at.Path) })},
+	{"load", "", "bring the model into memory if it is cold", func(ctx context.Context, at At, _ string) error { return at.RT.Load(ctx, at.Path) }},
+	{"evict", "", "free its memory; SOURCE keeps it", on(func(at At, _ string) error { return at.RT.Evict(at.Path) })},
+	{"pin", "", "do not let it be evicted", on(func(at At, _ string) error { return at.RT.Pin(at.Path, true) })},
+	{"unpin", "", "let it be evicted again", on(func(at At, _ string) error { return at.RT.Pin(at.Path, false) })},
+	{"interrupt", "OPCODE [timeout=2s]", "wake every session; with a timeout wait for all acknowledgements", interrupt},
+	{"set", "KEY TYPE VALUE", "set or add a metadata key", on(setKey)},
+	{"unset", "KEY", "remove a metadata key", on(unsetKey)},
+}
+
+var draftCommands = []command{
+	{"commit", "", "apply everything that is staged, or nothing", on(func(at At, _ string) error { return at.Draft.Commit(at.Path) })},
+	{"abort", "", "forget everything that is staged", on(func(at At, _ string) error { return at.Draft.Clear() })},
+	{"set", "KEY TYPE VALUE", "stage a metadata key", on(setKey)},
+	{"unset", "KEY", "stage the removal of a metadata key", on(unsetKey)},
 }
 
 func showUsage(At) ([]byte, error)      { return usage(runtimeCommands), nil }
 func showModelUsage(At) ([]byte, error) { return usage(modelCommands), nil }
+func showDraftUsage(At) ([]byte, error) { return usage(draftCommands), nil }
 
-func doRuntime(at At, line string) error { return run(runtimeCommands, at, line) }
-func doModel(at At, line string) error   { return run(modelCommands, at, line) }
+func doRuntime(ctx context.Context, at At, line string) error {
+	return run(ctx, runtimeCommands, at, line)
+}
+func doModel(ctx context.Context, at At, line string) error { return run(ctx, modelCommands, at, line) }
+func doDraft(ctx context.Context, at At, line string) error { return run(ctx, draftCommands, at, line) }

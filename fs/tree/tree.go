@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vbootfs/ggufview"
+	"vbootfs/shm"
 	"vbootfs/vectorboot"
 )
 
@@ -25,6 +26,9 @@ type At struct {
 	Gen    *vectorboot.Generation
 	KV     *ggufview.KV
 	Tensor *ggufview.Tensor
+
+	Draft   *vectorboot.Draft // below drafts/D
+	Session uint64            // of sessions/ID
 }
 
 // Row is one file or directory of the tree. Exactly one of Show, Data, Link,
@@ -34,15 +38,20 @@ type Row struct {
 	Doc  string      // what the file is: a line of vector_boot/README
 	Mode fs.FileMode // permissions; for rows of a model an upper bound of the file's own
 
-	Show    func(At) ([]byte, error)          // small text, rendered whole
-	Data    func(At) (ggufview.View, error)   // content computed when read; size known up front
-	Link    func(At) (string, error)          // target of a symbolic link
-	Segment bool                              // the bytes of the loaded file
-	Output  bool                              // the live directory tree
-	Do      func(At, string) error            // runs one command that was written
-	Rows    []*Row                            // fixed children
-	Find    func(At, string) (*Row, At, bool) // further children by name
-	List    func(At) []string                 // their names
+	Show    func(At) ([]byte, error)                // small text, rendered whole
+	Data    func(At) (ggufview.View, error)         // content computed when read; size known up front
+	Link    func(At) (string, error)                // target of a symbolic link
+	Page    bool                                    // the control page of the model
+	Segment bool                                    // the bytes of the loaded file
+	Output  bool                                    // the live directory tree
+	Do      func(context.Context, At, string) error // runs one command that was written
+	Edit    func(at At, trunc bool) (Editor, error) // opens for writing
+	Stream  func(At, Caller) (Stream, error)        // opens a file whose reads wait
+	Make    func(At, string) error                  // mkdir of a child
+	Drop    func(At, string) error                  // rmdir of a child
+	Rows    []*Row                                  // fixed children
+	Find    func(At, string) (*Row, At, bool)       // further children by name
+	List    func(At) []string                       // their names
 
 	Only  func(At) bool    // whether it exists; nil: always
 	Xattr func(At) []Xattr // extended attributes
@@ -51,6 +60,7 @@ type Row struct {
 	Gen   bool // exists only once a generation is loaded
 	Keep  bool // Show is dear: it is called once per generation for the size, and again to read what the kernel dropped
 	Bytes bool // made of tensor data: opening it brings a cold model into memory
+	Quiet bool // not listed, so that tools which walk the tree do not wait on it; found by name all the same
 	Slow  bool // takes long to compute: a reader that is killed ends that
 }
 
@@ -65,6 +75,11 @@ type Entry struct {
 	*Row
 	At At
 	ID string // path, and the generation where the content depends on it
+}
+
+// Fleeting reports whether the kernel must ask for the name each time.
+func (e Entry) Fleeting() bool {
+	return e.Row.Link != nil || e.At.Draft != nil || e.Live && e.IsDir() || e.Stream != nil
 }
 
 // Root is the top of the mount.
@@ -89,6 +104,9 @@ func (e Entry) Lookup(name string) (Entry, error) {
 		return Entry{}, fs.ErrNotExist
 	}
 	id := path.Join(e.ID, name)
+	if at.Draft != nil && e.At.Draft == nil {
+		id += "#" + strconv.FormatUint(at.Draft.Serial, 10)
+	}
 	switch {
 	case e.At.Gen != nil:
 		at.Gen = e.At.Gen
@@ -133,7 +151,7 @@ func (e Entry) Names() []string {
 		}
 	}
 	for _, r := range e.Rows {
-		if (!r.Gen || at.Gen != nil) && (Entry{Row: r, At: at}).exists() {
+		if !r.Quiet && (!r.Gen || at.Gen != nil) && (Entry{Row: r, At: at}).exists() {
 			out = append(out, r.Name)
 		}
 	}
@@ -158,6 +176,8 @@ func (e Entry) Open(ctx context.Context) (ggufview.View, error) {
 // into memory before it is read.
 func (e Entry) Content() (ggufview.View, error) {
 	switch {
+	case e.Page:
+		return ggufview.Bytes(make([]byte, shm.PageSize)), nil // only its size: fs opens the page itself
 	case e.Segment:
 		return e.At.Gen, nil
 	case e.Data != nil:
@@ -202,6 +222,9 @@ func (e Entry) Attr() (a Attr, err error) {
 			return a, err
 		}
 		a.Size = v.Size()
+		if c, ok := v.(interface{ Close() }); ok {
+			c.Close()
+		}
 	}
 	return a, nil
 }

@@ -1,0 +1,207 @@
+package fs
+
+import (
+	"context"
+	"path"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"vbootfs/fs/tree"
+	"vbootfs/ggufview"
+	"vbootfs/vectorboot"
+)
+
+// openEdit opens a row for writing. Its bytes bypass the page cache: what is not
+// committed yet is the writer's alone.
+func (f *FS) openEdit(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if n.ent.Bytes {
+		if err := f.rt.Warm(&fuse.Context{Cancel: cancel}, n.ent.At.Gen.Seg.Node); err != nil {
+			return status(err)
+		}
+	}
+	e, err := n.ent.Edit(n.ent.At, in.Flags&unix.O_TRUNC != 0)
+	if err != nil {
+		return status(err)
+	}
+	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: e, edit: e}})
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	return fuse.OK
+}
+
+// openStream opens a row whose reads wait.
+func (f *FS) openStream(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	s, err := n.ent.Stream(n.ent.At, tree.Caller{PID: in.Pid})
+	if err != nil {
+		return status(err)
+	}
+	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: ggufview.Bytes(nil), stream: &waiting{s: s}}})
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_STREAM | fuse.FOPEN_NOFLUSH
+	return fuse.OK
+}
+
+// openPage opens a control page. Only through passthrough do all who map it
+// share it; through the daemon it can be read, not mapped.
+func (f *FS) openPage(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	page, err := f.rt.Control(n.ent.At.Path)
+	if err != nil {
+		return status(err)
+	}
+	f.route(n, page, out)
+	if n.file.backing == 0 {
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	}
+	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: page, page: page}})
+	return fuse.OK
+}
+
+// waiting is an open stream. What a short read left over comes first next time.
+type waiting struct {
+	s tree.Stream
+
+	mu   sync.Mutex // one reader at a time
+	rest []byte
+}
+
+func (w *waiting) read(ctx context.Context, buf []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.rest) == 0 {
+		b, err := w.s.Read(ctx, len(buf))
+		if err != nil {
+			return 0, err
+		}
+		w.rest = b
+	}
+	n := copy(buf, w.rest)
+	w.rest = w.rest[n:]
+	return n, nil
+}
+
+// writeRow passes what is written to a row on.
+func (f *FS) writeRow(cancel <-chan struct{}, h *handle, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	var err error
+	switch r := h.row; {
+	case r.edit != nil:
+		var k int
+		k, err = r.edit.WriteAt(data, int64(in.Offset))
+		return uint32(k), status(err)
+	case r.stream != nil:
+		err = r.stream.s.Write(data)
+	case r.page != nil:
+		return 0, fuse.Status(unix.EOPNOTSUPP) // only a mapping makes sense
+	default:
+		return uint32(len(data)), f.command(cancel, h, data)
+	}
+	return uint32(len(data)), status(err)
+}
+
+// flushRow makes a change take effect.
+func (f *FS) flushRow(h *handle) fuse.Status {
+	if h.row == nil || h.row.edit == nil {
+		return fuse.OK
+	}
+	err := h.row.edit.Flush()
+	if err != nil {
+		f.log.WithField("file", h.n.ent.ID).WithError(err).Warn("change refused")
+	}
+	return status(err)
+}
+
+// close ends what an open row holds.
+func (r *rowRead) close() {
+	if r.edit != nil {
+		r.edit.Close()
+	}
+	if r.stream != nil {
+		r.stream.s.Close()
+	}
+	if c, ok := r.view.(interface{ Close() }); ok && r.edit == nil {
+		c.Close()
+	}
+}
+
+// setRow answers SETATTR of a row: files that are being written can be cut; a
+// truncation of a command file (`>ctl`) means nothing; all else is fixed.
+func (f *FS) setRow(n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 || n.ent.Do == nil && n.ent.Edit == nil && n.ent.Stream == nil {
+		return fuse.EPERM
+	}
+	if size, ok := in.GetSize(); ok && n.ent.Edit != nil {
+		fh, open := in.GetFh()
+		if h := f.handle(fh); open && h != nil && h.row.edit != nil {
+			if err := h.row.edit.Truncate(int64(size)); err != nil {
+				return status(err)
+			}
+		} else {
+			return fuse.Status(unix.ETXTBSY)
+		}
+	}
+	return f.attr(n, out)
+}
+
+// makeRow is mkdir among rows.
+func (f *FS) makeRow(p *node, name string, out *fuse.EntryOut) fuse.Status {
+	if p.ent.Make == nil {
+		return fuse.EPERM
+	}
+	if err := p.ent.Make(p.ent.At, name); err != nil {
+		return status(err)
+	}
+	e, err := p.ent.Lookup(name)
+	if err != nil {
+		return status(err)
+	}
+	return f.entry(f.internRow(e), 0, out)
+}
+
+// readersOf lists the processes that have a model's bytes open through the mount.
+func (f *FS) readersOf(p string) (out []vectorboot.Reader) {
+	g := f.rt.Acquire(p)
+	if g == nil {
+		return nil
+	}
+	defer g.Release()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, h := range f.handles {
+		n := h.n
+		switch {
+		case n.live == nil && n.ent.Segment && n.ent.At.Path == p:
+			out = append(out, vectorboot.Reader{PID: h.pid, Generation: n.ent.At.Gen.N})
+		case n.live != nil && n.live.Ino == g.Seg.Ino:
+			out = append(out, vectorboot.Reader{PID: h.pid, Generation: g.N})
+		}
+	}
+	return out
+}
+
+// patched makes the page cache drop ranges of a segment that were changed in
+// place. Passthrough files need nothing: they are the segment.
+func (f *FS) patched(c vectorboot.Change) {
+	var ids []uint64
+	f.mu.Lock()
+	for id, n := range f.nodes {
+		if n.file.backing == 0 && (n.live != nil && n.live.Ino == c.Ino || n.live == nil && n.ent.Segment && n.ent.At.Gen.Seg.Ino == c.Ino) {
+			ids = append(ids, id)
+		}
+	}
+	f.mu.Unlock()
+	for _, id := range ids {
+		for _, d := range c.Data {
+			f.srv.InodeNotify(id, d.Off, d.Bytes)
+		}
+	}
+}
+
+// moved makes the kernel look up a name in output/ that the runtime gave to
+// another file.
+func (f *FS) moved(p string) {
+	d, err := f.store.Live.Walk(path.Dir(p))
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	f.forgetLive(&renamed{d.Ino, path.Base(p)})
+}

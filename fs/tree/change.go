@@ -1,0 +1,609 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vbootfs/ggufview"
+	"vbootfs/shm"
+	"vbootfs/vectorboot"
+)
+
+// Editor is a file of the tree that is open for writing. What is written takes
+// effect at Flush, whole or not at all.
+type Editor interface {
+	ggufview.View
+	io.WriterAt
+	Truncate(size int64) error
+	Flush() error // close(2); may come several times
+	Close()       // the last one
+}
+
+// Stream is a file of the tree whose reads wait.
+type Stream interface {
+	Read(ctx context.Context, limit int) ([]byte, error) // nothing at the end
+	Write(b []byte) error
+	Close()
+}
+
+// Caller is who opens a file.
+type Caller struct{ PID uint32 }
+
+// staged is a tensor that is being written: a file of a fixed size in memory.
+// Unless it is truncated it begins as what the tensor holds.
+type staged struct {
+	store *shm.Store
+	want  int64
+	old   ggufview.View
+	apply func(n *shm.Node) error // borrows n
+
+	mu     sync.Mutex // guards all below
+	n      *shm.Node  // nil until first used
+	filled bool       // n holds what it has to begin with
+	dirty  bool
+}
+
+func newStaged(at At, old ggufview.View, trunc bool, apply func(*shm.Node) error) *staged {
+	return &staged{store: at.RT.Store(), want: old.Size(), old: old, apply: apply, filled: trunc, dirty: false}
+}
+
+// ready makes the file. Caller holds mu.
+func (s *staged) ready() error {
+	if s.n == nil {
+		n, err := s.store.Stage.Tmpfile(0o600, nil)
+		if err != nil {
+			return err
+		}
+		s.n = n
+	}
+	if s.filled {
+		return nil
+	}
+	buf := make([]byte, min(s.want, 1<<20))
+	for off := int64(0); off < s.want; {
+		k, err := s.old.ReadAt(buf[:min(int64(len(buf)), s.want-off)], off)
+		if k == 0 {
+			return err
+		}
+		if _, err := s.n.WriteAt(buf[:k], off); err != nil {
+			return err
+		}
+		off += int64(k)
+	}
+	s.filled = true
+	return nil
+}
+
+func (s *staged) Size() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n == nil {
+		return s.want
+	}
+	return s.n.Size()
+}
+
+func (s *staged) ReadAt(p []byte, off int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.ready(); err != nil {
+		return 0, err
+	}
+	return s.n.ReadAt(p, off)
+}
+
+func (s *staged) WriteAt(p []byte, off int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if off+int64(len(p)) > s.want {
+		return 0, unix.EFBIG
+	}
+	if err := s.ready(); err != nil {
+		return 0, err
+	}
+	s.dirty = true
+	return s.n.WriteAt(p, off)
+}
+
+func (s *staged) Truncate(size int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if size > s.want {
+		return unix.EFBIG
+	}
+	if err := s.ready(); err != nil {
+		return err
+	}
+	return s.n.Truncate(size)
+}
+
+func (s *staged) Flush() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dirty {
+		return nil // opened, perhaps truncated, nothing written: nothing meant
+	}
+	if size := s.n.Size(); size != s.want {
+		return fmt.Errorf("%d bytes written where %d are stored: %w", size, s.want, unix.EINVAL)
+	}
+	if err := s.apply(s.n); err != nil {
+		return err
+	}
+	s.dirty = false
+	return nil
+}
+
+func (s *staged) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n != nil {
+		s.n.Close()
+	}
+}
+
+// base is the generation that a change is made from.
+func (at At) base() uint64 {
+	if at.Gen != nil {
+		return at.Gen.N
+	}
+	return at.RT.Generation(at.Path)
+}
+
+// put brings new bytes of the tensor where they belong: into the draft, or, last
+// writer wins, into the model.
+func (at At) put(n *shm.Node, base uint64) error {
+	if at.Draft != nil {
+		own, err := n.Dup()
+		if err != nil {
+			return err
+		}
+		return at.Draft.Stage(at.Tensor.Name, own, base)
+	}
+	return at.RT.Commit(at.Path, []vectorboot.TensorEdit{{Name: at.Tensor.Name, File: n}}, nil)
+}
+
+// now is what the tensor holds, in the draft if it is staged there. done ends
+// the use of the view.
+func (at At) now() (v ggufview.View, done func(), err error) {
+	if at.Draft != nil {
+		n, err := at.Draft.Tensor(at.Tensor.Name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if n != nil {
+			return n, n.Close, nil
+		}
+	}
+	return at.raw(), func() {}, nil
+}
+
+// closing is an editor that ends the use of what it was made from.
+type closing struct {
+	Editor
+	done func()
+}
+
+func (c closing) Close() { c.Editor.Close(); c.done() }
+
+// editData changes the stored bytes of a tensor.
+func editData(at At, trunc bool) (Editor, error) {
+	old, done, err := at.now()
+	if err != nil {
+		return nil, err
+	}
+	base := at.base()
+	return closing{newStaged(at, old, trunc, func(n *shm.Node) error { return at.put(n, base) }), done}, nil
+}
+
+// editF32 changes the values of a tensor; they are quantised to its type.
+func editF32(at At, trunc bool) (Editor, error) {
+	t, big := at.Tensor.Type, at.Gen.Info.BigEndian
+	if !t.CanQuantize() {
+		return nil, fmt.Errorf("there is no quantiser for %v: %w", t, unix.EACCES)
+	}
+	raw, done, err := at.now()
+	if err != nil {
+		return nil, err
+	}
+	old, err := ggufview.F32View(t, big, raw)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	base := at.base()
+	return closing{newStaged(at, old, trunc, func(n *shm.Node) error {
+		q, err := quantised(at, n)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		return at.put(q, base)
+	}), done}, nil
+}
+
+// quantised makes the stored bytes from a file of little-endian float32.
+func quantised(at At, values *shm.Node) (*shm.Node, error) {
+	t, big := at.Tensor.Type, at.Gen.Info.BigEndian
+	out, err := at.RT.Store().Stage.Tmpfile(0o600, nil)
+	if err != nil {
+		return nil, err
+	}
+	step := max(1, (256<<10)/t.BlockElements())
+	buf := make([]byte, 4*step*t.BlockElements())
+	f := make([]float32, step*t.BlockElements())
+	q := make([]byte, step*t.BlockBytes())
+	blocks := at.Tensor.Elements / int64(t.BlockElements())
+	for done := int64(0); done < blocks; done += int64(step) {
+		n := int(min(int64(step), blocks-done))
+		vals := f[:n*t.BlockElements()]
+		if _, err = values.ReadAt(buf[:4*len(vals)], 4*done*int64(t.BlockElements())); err == nil {
+			err = ggufview.Dequantize(ggufview.F32, false, vals, buf[:4*len(vals)])
+		}
+		if err == nil {
+			err = ggufview.Quantize(t, big, q[:n*t.BlockBytes()], vals)
+		}
+		if err == nil {
+			_, err = out.WriteAt(q[:n*t.BlockBytes()], done*int64(t.BlockBytes()))
+		}
+		if err != nil {
+			out.Close()
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// textLimit bounds a text that is written, in bytes: a vocabulary fits.
+const textLimit = 256 << 20
+
+// textEdit is a text that is being written; it takes effect as a whole.
+type textEdit struct {
+	apply func(string) error
+
+	mu    sync.Mutex // guards all below
+	b     []byte
+	dirty bool
+}
+
+func (e *textEdit) Size() int64 { e.mu.Lock(); defer e.mu.Unlock(); return int64(len(e.b)) }
+
+func (e *textEdit) ReadAt(p []byte, off int64) (int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return ggufview.Bytes(e.b).ReadAt(p, off)
+}
+
+func (e *textEdit) WriteAt(p []byte, off int64) (int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.resize(max(int64(len(e.b)), off+int64(len(p)))); err != nil {
+		return 0, err
+	}
+	e.dirty = true
+	return copy(e.b[off:], p), nil
+}
+
+func (e *textEdit) Truncate(size int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.resize(size)
+}
+
+func (e *textEdit) resize(size int64) error {
+	if size > textLimit {
+		return unix.EFBIG
+	}
+	if size <= int64(len(e.b)) {
+		e.b = e.b[:size]
+		return nil
+	}
+	e.b = append(e.b, make([]byte, size-int64(len(e.b)))...)
+	return nil
+}
+
+func (e *textEdit) Flush() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.dirty {
+		return nil
+	}
+	if err := e.apply(string(e.b)); err != nil {
+		return err
+	}
+	e.dirty = false
+	return nil
+}
+
+func (e *textEdit) Close() {}
+
+func newTextEdit(old []byte, trunc bool, apply func(string) error) Editor {
+	e := &textEdit{apply: apply}
+	if !trunc {
+		e.b = append(e.b, old...)
+	}
+	return e
+}
+
+// editKey changes the value of a key; its type stays.
+func editKey(at At, trunc bool) (Editor, error) {
+	kv, base := at.KV, at.base()
+	old := at.Gen.Info.ValueText(kv)
+	return newTextEdit(old, trunc, func(text string) error {
+		v, err := ggufview.ParseValue(kv.TypeName(), text)
+		if err != nil {
+			return fmt.Errorf("key %q: %w: %w", kv.Key, err, unix.EINVAL)
+		}
+		return at.putKey(kv.Key, v, base)
+	}), nil
+}
+
+func (at At) putKey(key string, value any, base uint64) error {
+	if at.Draft != nil {
+		return at.Draft.StageKey(key, value, base)
+	}
+	return at.RT.Commit(at.Path, nil, []vectorboot.KeyEdit{{KeyEdit: ggufview.KeyEdit{Key: key, Value: value}}})
+}
+
+// setKey is the command "set KEY TYPE VALUE": it also adds keys.
+func setKey(at At, args string) error {
+	key, rest, _ := strings.Cut(args, " ")
+	typ, text, ok := strings.Cut(rest, " ")
+	if !ok {
+		return fmt.Errorf("usage: set KEY TYPE VALUE: %w", fs.ErrInvalid)
+	}
+	v, err := ggufview.ParseValue(typ, text)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, fs.ErrInvalid)
+	}
+	return at.putKey(key, v, at.base())
+}
+
+// unsetKey is the command "unset KEY".
+func unsetKey(at At, key string) error {
+	g := at.RT.Acquire(at.Path)
+	if g == nil {
+		return vectorboot.ErrNoModel
+	}
+	defer g.Release()
+	if _, ok := g.Info.Find(key); !ok {
+		return fmt.Errorf("key %q: %w", key, fs.ErrNotExist)
+	}
+	return at.putKey(key, nil, g.N)
+}
+
+func showPolicy(at At) ([]byte, error) { return []byte(at.RT.Policy(at.Path).String()), nil }
+
+func editPolicy(at At, trunc bool) (Editor, error) {
+	return newTextEdit([]byte(at.RT.Policy(at.Path).String()), trunc, func(text string) error {
+		p, err := vectorboot.ParsePolicy(text)
+		if err != nil {
+			return fmt.Errorf("%w: %w", err, fs.ErrInvalid)
+		}
+		return at.RT.SetPolicy(at.Path, p)
+	}), nil
+}
+
+// Drafts: drafts/D/{ctl,staged,tensors/NAME/{data,f32},metadata/KEY}.
+
+func makeDraft(at At, name string) error { return at.RT.NewDraft(at.Path, name) }
+func dropDraft(at At, name string) error { return at.RT.Abort(at.Path, name) }
+func listDrafts(at At) []string          { return at.RT.Drafts(at.Path) }
+
+func findDraft(at At, name string) (*Row, At, bool) {
+	at.Draft = at.RT.Draft(at.Path, name)
+	return draftRow, at, at.Draft != nil
+}
+
+func showStaged(at At) ([]byte, error) {
+	var b []byte
+	for _, name := range at.Draft.Staged() {
+		b = append(append(b, name...), '\n')
+	}
+	return b, nil
+}
+
+// stagedNames lists what is staged of one kind, "tensors/" or "metadata/".
+func stagedNames(kind string) func(At) []string {
+	return func(at At) (names []string) {
+		for _, s := range at.Draft.Staged() {
+			if name, ok := strings.CutPrefix(s, kind); ok {
+				names = append(names, escape(name))
+			}
+		}
+		return names
+	}
+}
+
+func findDraftTensor(at At, name string) (*Row, At, bool) {
+	_, at, ok := findTensor(at, name)
+	return draftTensorRow, at, ok
+}
+
+func findDraftKey(at At, name string) (*Row, At, bool) {
+	_, at, ok := findKey(at, name)
+	return draftKeyRow, at, ok
+}
+
+// dataDraft is a tensor as the draft would leave it.
+func dataDraft(at At) (ggufview.View, error) {
+	v, done, err := at.now()
+	if err != nil {
+		return nil, err
+	}
+	return held{v, done}, nil
+}
+
+func dataDraftF32(at At) (ggufview.View, error) {
+	raw, done, err := at.now()
+	if err != nil {
+		return nil, err
+	}
+	v, err := ggufview.F32View(at.Tensor.Type, at.Gen.Info.BigEndian, raw)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return held{v, done}, nil
+}
+
+// held is a view that ends the use of something when it is closed.
+type held struct {
+	ggufview.View
+	done func()
+}
+
+// Close ends the use.
+func (h held) Close() { h.done() }
+
+func showDraftKey(at At) ([]byte, error) {
+	v, ok := at.Draft.Key(at.KV.Key)
+	if !ok {
+		return at.Gen.Info.ValueText(at.KV), nil
+	}
+	if v == nil {
+		return []byte{}, nil // to be removed
+	}
+	return ggufview.FormatValue(v)
+}
+
+// Streams.
+
+type generationStream struct {
+	at   At
+	from uint64
+}
+
+// openWait reads the next generation once it differs from the one now.
+func openWait(at At, _ Caller) (Stream, error) {
+	return &generationStream{at, at.RT.Generation(at.Path)}, nil
+}
+
+func (s *generationStream) Read(ctx context.Context, _ int) ([]byte, error) {
+	n, err := s.at.RT.Wait(ctx, s.at.Path, s.from)
+	if errors.Is(err, vectorboot.ErrNoModel) {
+		return nil, nil // the model is gone: the end
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.from = n
+	return strconv.AppendUint(nil, n, 10), nil
+}
+
+func (s *generationStream) Write([]byte) error { return unix.EBADF }
+func (s *generationStream) Close()             {}
+
+type eventStream struct {
+	events *vectorboot.Events
+	pos    int64
+}
+
+func openEvents(at At, _ Caller) (Stream, error) {
+	return &eventStream{at.RT.Events, at.RT.Events.End()}, nil
+}
+
+func (s *eventStream) Read(ctx context.Context, limit int) (b []byte, err error) {
+	b, s.pos, err = s.events.Next(ctx, s.pos, limit)
+	return b, err
+}
+
+func (s *eventStream) Write([]byte) error { return unix.EBADF }
+func (s *eventStream) Close()             {}
+
+type sessionStream struct {
+	at At
+	s  *vectorboot.Session
+}
+
+func openSession(at At, c Caller) (Stream, error) {
+	s, err := at.RT.Attach(at.Path, c.PID)
+	if err != nil {
+		return nil, err
+	}
+	return &sessionStream{at, s}, nil
+}
+
+func (s *sessionStream) Read(ctx context.Context, _ int) ([]byte, error) {
+	r, err := s.s.Next(ctx)
+	if errors.Is(err, vectorboot.ErrNoModel) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%d %s\n", r.N, r.Op), nil
+}
+
+func (s *sessionStream) Write(b []byte) error {
+	word, num, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+	n, err := strconv.ParseUint(num, 10, 64)
+	if word != "ack" || err != nil {
+		return fmt.Errorf("want ack N: %w", unix.EINVAL)
+	}
+	return s.s.Ack(n)
+}
+
+func (s *sessionStream) Close() { s.at.RT.Detach(s.at.Path, s.s) }
+
+// sessions/ID and readers.
+
+func listSessions(at At) (names []string) {
+	for _, s := range at.RT.Sessions(at.Path) {
+		names = append(names, strconv.FormatUint(s.ID, 10))
+	}
+	return names
+}
+
+func findSession(at At, name string) (*Row, At, bool) {
+	for _, s := range at.RT.Sessions(at.Path) {
+		if strconv.FormatUint(s.ID, 10) == name {
+			at.Session = s.ID
+			return sessionRow, at, true
+		}
+	}
+	return nil, At{}, false
+}
+
+func showSession(at At) ([]byte, error) {
+	for _, s := range at.RT.Sessions(at.Path) {
+		if s.ID == at.Session {
+			return fmt.Appendf(nil, "pid %d\ncommand %s\nsince %s\ndelivered %d\nacked %d\nunread %d\n",
+				s.PID, vectorboot.Command(s.PID), s.Since.UTC().Format(time.RFC3339), s.Delivered, s.Acked, s.Unread), nil
+		}
+	}
+	return nil, fs.ErrNotExist
+}
+
+func showReaders(at At) ([]byte, error) {
+	b := []byte("pid\tcommand\tgeneration\n")
+	for _, r := range at.RT.Readers(at.Path) {
+		b = fmt.Appendf(b, "%d\t%s\t%d\n", r.PID, vectorboot.Command(r.PID), r.Generation)
+	}
+	return b, nil
+}
+
+// interrupt is the command "interrupt OPCODE [timeout=2s]".
+func interrupt(ctx context.Context, at At, args string) error {
+	word, rest, _ := strings.Cut(args, " ")
+	op, err := strconv.ParseUint(word, 0, 32)
+	if err != nil {
+		return fmt.Errorf("opcode %q: %w", word, fs.ErrInvalid)
+	}
+	var timeout time.Duration
+	if rest = strings.TrimSpace(rest); rest != "" {
+		text, ok := strings.CutPrefix(rest, "timeout=")
+		if timeout, err = time.ParseDuration(text); !ok || err != nil || timeout <= 0 {
+			return fmt.Errorf("%q: want timeout=2s: %w", rest, fs.ErrInvalid)
+		}
+	}
+	return at.RT.Interrupt(ctx, at.Path, uint32(op), timeout)
+}
