@@ -20,7 +20,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 	h := &handle{n: n}
 	if n.live == nil {
 		h.dir = f.openRowDir(n)
-		if n.ent.At.Gen != nil { // what belongs to a generation never changes
+		if n.ent.At.Gen != nil && !n.ent.Live { // what belongs to a generation never changes
 			out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 		}
 	} else {

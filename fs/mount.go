@@ -114,7 +114,8 @@ func clearStale(dir string, log *logrus.Logger) error {
 	if err != nil || len(found) == 0 || found[0].FSType != "fuse."+fsType {
 		return nil
 	}
-	if _, err := os.Stat(dir); !errors.Is(err, unix.ENOTCONN) {
+	var st unix.Statfs_t // stat(2) may be answered from the kernel's cache
+	if err := unix.Statfs(dir, &st); !errors.Is(err, unix.ENOTCONN) {
 		return fmt.Errorf("%s: %w", dir, ErrMounted)
 	}
 	log.WithField("mountpoint", dir).Warn("detaching the mount of a daemon that died")

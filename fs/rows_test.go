@@ -95,7 +95,7 @@ func TestCachedDirectories(t *testing.T) {
 	if err := os.Chmod(file, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]os.FileMode{"": 0o500, "c": 0o500, "c/data": 0o400, "c/type": 0o400} {
+	for name, want := range map[string]os.FileMode{"": 0o500, "c": 0o500, "c/data": 0o600, "c/type": 0o400} {
 		st, err := os.Stat(filepath.Join(dir, name))
 		if err != nil || st.Mode().Perm() != want {
 			t.Errorf("after chmod 600 %q has the mode %v, want %v: %v", name, st.Mode(), want, err)
