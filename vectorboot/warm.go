@@ -1,0 +1,73 @@
+package vectorboot
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"vbootfs/shm"
+)
+
+// Warm brings the bytes of a cold file into memory, in place, before it is
+// opened; other files are left alone. It returns ENOSPC when they do not fit.
+func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
+	if rt.source == nil || !rt.source.IsCold(node) {
+		return nil
+	}
+	p, ok := node.Path()
+	if !ok {
+		return errors.New("a file that was removed before it was read")
+	}
+	begin := time.Now()
+	if err := rt.source.Fill(ctx, p, node); err != nil {
+		return err
+	}
+	if !Loadable(p) {
+		return nil
+	}
+	g, err := Judge(node)
+	if err != nil {
+		rt.tell(rt.Fail(p, err))
+		return nil // the bytes are readable as a file all the same
+	}
+	g.Took = time.Since(begin)
+	rt.warmed(p, g)
+	return nil
+}
+
+// Load brings a cold model into memory.
+func (rt *Runtime) Load(ctx context.Context, p string) error {
+	g := rt.Acquire(p)
+	if g == nil {
+		return ErrNoModel
+	}
+	defer g.Release()
+	return rt.Warm(ctx, g.Seg.Node)
+}
+
+// Sync waits until SOURCE has everything.
+func (rt *Runtime) Sync(ctx context.Context) error {
+	if rt.source == nil {
+		return nil
+	}
+	return rt.source.Wait(ctx)
+}
+
+// warmed replaces a cold generation by the loaded one of the same number.
+func (rt *Runtime) warmed(p string, g *Generation) {
+	rt.mu.Lock()
+	m := rt.models[p]
+	if m == nil || m.cur == nil || m.cur.Seg.Ino != g.Seg.Ino {
+		rt.mu.Unlock()
+		g.Release()
+		return
+	}
+	old := m.cur
+	g.N, g.Path = old.N, p
+	m.cur = g
+	m.set(Loaded)
+	rt.mu.Unlock()
+	old.Release()
+	rt.count("load", g)
+	rt.tell([]Change{{Path: p}})
+}
