@@ -165,15 +165,50 @@ func (s *Source) Open(p string) (*os.File, error) { return s.root.Open(p) }
 // Fill copies the bytes of a placeholder from SOURCE. Until it succeeds the file
 // stays cold. Times are kept.
 func (s *Source) Fill(ctx context.Context, p string, n *shm.Node) error {
-	st, err := n.Stat()
-	if err != nil {
-		return err
-	}
 	f, err := s.root.Open(p)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return s.fillFrom(ctx, f, p, n)
+}
+
+// fillOnce is fillFrom for one of those who ask at the same time; the others
+// wait for it.
+func (s *Source) fillOnce(ctx context.Context, f *os.File, p string, n *shm.Node) error {
+	for {
+		s.mu.Lock()
+		busy := s.filling[n.Ino]
+		if busy == nil {
+			break
+		}
+		s.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	done := make(chan struct{})
+	s.filling[n.Ino] = done
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.filling, n.Ino)
+		s.mu.Unlock()
+		close(done)
+	}()
+	if !s.IsCold(n) {
+		return nil // another one has filled it; it may have been written since
+	}
+	return s.fillFrom(ctx, f, p, n)
+}
+
+func (s *Source) fillFrom(ctx context.Context, f *os.File, p string, n *shm.Node) error {
+	st, err := n.Stat()
+	if err != nil {
+		return err
+	}
 	for done := int64(0); done < st.Size; {
 		if err := ctx.Err(); err != nil {
 			return err

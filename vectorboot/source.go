@@ -42,14 +42,15 @@ type Source struct {
 	// before they close it, except for fsync. Set before Start.
 	Busy func(ino uint64) bool
 
-	mu     sync.Mutex       // guards all below; never held during I/O
-	marked map[string]int64 // name -> bytes that wait
-	busy   string           // the name being reconciled
-	bytes  int64            // its bytes
-	errs   map[string]error
-	later  map[string]*time.Timer // names that wait for a quiet time
-	change *sync.Cond             // something above changed
-	closed bool
+	mu      sync.Mutex       // guards all below; never held during I/O
+	marked  map[string]int64 // name -> bytes that wait
+	busy    string           // the name being reconciled
+	bytes   int64            // its bytes
+	errs    map[string]error
+	filling map[uint64]chan struct{} // inodes that are being filled; closed at the end
+	later   map[string]*time.Timer   // names that wait for a quiet time
+	change  *sync.Cond               // something above changed
+	closed  bool
 
 	linked map[uint64]string // while adopting: inode of SOURCE with several names -> the first seen
 
@@ -73,7 +74,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), dirty: store.Mark("dirty"),
 		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{},
-		later: map[string]*time.Timer{}, done: make(chan struct{}),
+		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
 	}
 	s.change = sync.NewCond(&s.mu)
 	if readOnly {

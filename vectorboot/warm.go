@@ -14,12 +14,20 @@ func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
 	if rt.source == nil || !rt.source.IsCold(node) {
 		return nil
 	}
+	begin := time.Now()
+	rt.Names.Lock() // the name must mean the same here and in SOURCE
 	p, ok := node.Path()
 	if !ok {
-		return errors.New("a file that was removed before it was read")
+		rt.Names.Unlock()
+		return errors.New("the file was removed before it was read")
 	}
-	begin := time.Now()
-	if err := rt.source.Fill(ctx, p, node); err != nil {
+	f, err := rt.source.Open(p)
+	rt.Names.Unlock()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := rt.source.fillOnce(ctx, f, p, node); err != nil {
 		return err
 	}
 	if !Loadable(p) {
