@@ -203,5 +203,5 @@ func (f *FS) moved(p string) {
 		return
 	}
 	defer d.Close()
-	f.forgetLive(&renamed{d.Ino, path.Base(p)})
+	f.forgetLive(renamed{d.Ino, path.Base(p)})
 }

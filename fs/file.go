@@ -107,7 +107,7 @@ func (f *FS) openLive(n *node, flags, tid uint32, out *fuse.OpenOut) fuse.Status
 	write := flags&unix.O_ACCMODE != unix.O_RDONLY
 	trunc := flags&unix.O_TRUNC != 0
 	s := f.arrive(n, tid)
-	if s == nil && (write || trunc) && f.rt.Holds(n.live.Ino) {
+	if s == nil && (write || trunc) && f.rt.Fixed(n.live) {
 		if err := f.redirect(n, tid, trunc); err != nil {
 			return status(err)
 		}
@@ -222,7 +222,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if h.n.live == nil {
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
-	if f.rt.Holds(h.n.live.Ino) {
+	if f.rt.Fixed(h.n.live) {
 		return fuse.Status(unix.ETXTBSY)
 	}
 	if err := f.touch(h.n); err != nil {

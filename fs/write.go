@@ -36,7 +36,7 @@ type stage struct {
 	opened   int
 	rejected bool // its bytes are kept as NAME.rejected
 	copy     bool
-	from     *vectorboot.Generation // copy: what it is a copy of, held
+	from     *shm.Node // copy: what it is a copy of; owned
 	filled   bool
 	dirty    bool // copy: written since it was last judged
 }
@@ -63,9 +63,10 @@ func (f *FS) redirect(n *node, tid uint32, trunc bool) error {
 	}
 	live, err := f.store.CreateLike(s.file, n.live)
 	if err == nil && s.copy {
-		if s.from = f.rt.Acquire(p); s.from == nil {
-			err = unix.ESTALE
-		} else if err = live.Truncate(n.live.Size()); err == nil {
+		if s.from, err = n.live.Dup(); err == nil {
+			err = live.Truncate(n.live.Size())
+		}
+		if err == nil {
 			err = keepTimes(live, n.live)
 		}
 	} else if err == nil {
@@ -93,7 +94,7 @@ func (f *FS) redirect(n *node, tid uint32, trunc bool) error {
 func (s *stage) close() {
 	s.dir.Close()
 	if s.from != nil {
-		s.from.Release()
+		s.from.Close()
 	}
 }
 
@@ -243,11 +244,10 @@ func (f *FS) fillLocked(n *node) error {
 	if s == nil || !s.copy || s.filled {
 		return nil
 	}
-	src := s.from.Seg.Node
-	if err := f.rt.Warm(bg, src); err != nil {
+	if err := f.rt.Warm(bg, s.from); err != nil {
 		return err
 	}
-	if _, err := n.live.Copy(src, 0, 0, src.Size()); err != nil {
+	if _, err := n.live.Copy(s.from, 0, 0, s.from.Size()); err != nil {
 		return err
 	}
 	s.filled = true
@@ -266,11 +266,8 @@ func (f *FS) touch(n *node) error {
 
 // truncate sets the size of a file that no reader relies on.
 func (f *FS) truncate(n *node, size int64) error {
-	if f.rt.Holds(n.live.Ino) {
-		if size == n.live.Size() {
-			return nil
-		}
-		return unix.ETXTBSY
+	if f.rt.Fixed(n.live) {
+		return f.truncateFixed(n, size)
 	}
 	if src := f.rt.Source(); src != nil && src.IsCold(n.live) {
 		if size > 0 {
@@ -285,6 +282,44 @@ func (f *FS) truncate(n *node, size int64) error {
 		return err
 	}
 	return n.live.Truncate(size)
+}
+
+// truncateFixed cuts a file whose bytes others rely on: never a model, and an
+// ordinary file that was one by way of a copy.
+func (f *FS) truncateFixed(n *node, size int64) error {
+	if size == n.live.Size() {
+		return nil
+	}
+	p, ok := f.pathOf(n)
+	if !ok || f.rt.Holds(n.live.Ino) {
+		return unix.ETXTBSY
+	}
+	name := f.store.StageName()
+	c, err := f.store.CreateLike(name, n.live)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	defer f.store.Stage.Unlink(name) // gone already when it took the name
+	if _, err := c.Copy(n.live, 0, 0, min(size, n.live.Size())); err != nil {
+		return err
+	}
+	if err := c.Truncate(size); err != nil {
+		return err
+	}
+	dir, err := f.store.Live.Walk(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	f.rt.Names.Lock()
+	err = f.store.Stage.Rename(name, dir, path.Base(p), 0)
+	f.rt.Names.Unlock()
+	if err == nil {
+		f.mark(p)
+		f.forgetLive(renamed{dir.Ino, path.Base(p)})
+	}
+	return err
 }
 
 // Flush is close(2): here a writer learns whether what it wrote is a model. It
@@ -308,16 +343,22 @@ func (f *FS) judge(n *node, force bool) error {
 	changes, moved, err := f.judgeLocked(n, force)
 	n.file.mu.Unlock()
 	f.tell(changes)
-	if moved != nil {
-		f.forgetLive(moved)
+	for _, m := range moved {
+		f.forgetLive(m)
 	}
 	return err
 }
 
-func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, moved *renamed, err error) {
+func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, moved []renamed, err error) {
 	p, ok := f.pathOf(n)
 	now, last := stampOf(n.live), n.file.last.Load()
-	if !ok || !vectorboot.Loadable(p) || now.size == 0 {
+	if !ok {
+		return nil, nil, nil
+	}
+	if !vectorboot.Loadable(p) {
+		return f.showPlain(n, p, force)
+	}
+	if now.size == 0 {
 		return nil, nil, nil
 	}
 	bytes := n.live
@@ -351,7 +392,7 @@ func said(v *verdict) error {
 
 // decide parses the bytes and shows or rejects them. name is their name in
 // Store.Stage, "" if they are at p already. Caller holds file.mu.
-func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, *renamed, error) {
+func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, []renamed, error) {
 	g, err := vectorboot.Judge(bytes)
 	before := said(n.file.last.Swap(&verdict{now, err}))
 	if s := n.file.stage; s != nil {
@@ -361,29 +402,50 @@ func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) 
 		if before != nil && before.Error() == err.Error() {
 			return nil, nil, err // known
 		}
-		f.keepRejected(n, bytes, name)
-		return f.rt.Fail(p, err), nil, err
+		return f.rt.Fail(p, err), f.keepRejected(n, bytes), err
 	}
 	return f.show(n, p, g, name)
 }
 
 // keepRejected gives refused bytes a name beside the model that they would have replaced.
-func (f *FS) keepRejected(n *node, bytes *shm.Node, name string) {
+func (f *FS) keepRejected(n *node, bytes *shm.Node) []renamed {
 	s := n.file.stage
 	if s == nil {
-		return
+		return nil
 	}
 	f.rt.Names.Lock()
 	defer f.rt.Names.Unlock()
 	_ = s.dir.Unlink(rejected(s.base))
 	if err := s.dir.Link(bytes, rejected(s.base)); err != nil {
 		f.log.WithError(err).Error("cannot keep rejected bytes")
-		return
+		return nil
 	}
 	s.rejected = true
 	if d, ok := s.dir.Path(); ok {
 		f.mark(rejected(path.Join(d, s.base)))
 	}
+	return []renamed{{s.dir.Ino, rejected(s.base)}}
+}
+
+// showPlain gives a staged file that is no model its name. It was staged only
+// because the file of that name was a model once, and readers rely on its bytes.
+// An empty file may be the beginning of a write; last says that nobody writes any more.
+func (f *FS) showPlain(n *node, p string, last bool) ([]vectorboot.Change, []renamed, error) {
+	s := n.file.stage
+	if s == nil || s.copy && !s.dirty || !last && n.live.Size() == 0 {
+		return nil, nil, nil
+	}
+	f.rt.Names.Lock()
+	defer f.rt.Names.Unlock()
+	if err := f.store.Stage.Rename(s.file, s.dir, s.base, 0); err != nil {
+		return nil, nil, err
+	}
+	moved := []renamed{{s.dir.Ino, s.base}}
+	f.rt.ClearTarget(n.live)
+	n.file.stage = nil
+	s.close()
+	f.mark(p)
+	return nil, moved, nil
 }
 
 // renamed is a name in output/ that now means another inode.
@@ -393,7 +455,7 @@ type renamed struct {
 }
 
 // show makes a valid file the current generation of its name. Caller holds file.mu.
-func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, *renamed, error) {
+func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, []renamed, error) {
 	f.rt.Names.Lock()
 	defer f.rt.Names.Unlock()
 	s := n.file.stage
@@ -408,8 +470,9 @@ func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]v
 		g.Release()
 		return nil, nil, err
 	}
-	moved := &renamed{s.dir.Ino, s.base}
+	moved := []renamed{{s.dir.Ino, s.base}}
 	if s.rejected {
+		moved = append(moved, renamed{s.dir.Ino, rejected(s.base)})
 		_ = s.dir.Unlink(rejected(s.base))
 		s.rejected = false
 		f.mark(rejected(p))
@@ -425,7 +488,7 @@ func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]v
 }
 
 // forgetLive makes the kernel look a name up again.
-func (f *FS) forgetLive(r *renamed) {
+func (f *FS) forgetLive(r renamed) {
 	f.mu.Lock()
 	d := f.byKey[r.dir]
 	f.mu.Unlock()

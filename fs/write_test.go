@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -349,4 +350,65 @@ func TestCommandFile(t *testing.T) {
 	if usage := read(t, s.vb+"/ctl"); !strings.Contains(usage, "activate") {
 		t.Errorf("usage: %q", usage)
 	}
+}
+
+// TestFileThatWasAModel is overwritten under its new, ordinary name while
+// readers still rely on the model's bytes.
+func TestFileThatWasAModel(t *testing.T) {
+	modes(t, func(t *testing.T, s *site) {
+		a := string(model(t, 1))
+		p, q := filepath.Join(s.out, "a.gguf"), filepath.Join(s.out, "a.bin")
+		for name, change := range map[string]func() error{
+			"overwrite": func() error { return os.WriteFile(q, []byte("x"), 0o644) },
+			"truncate":  func() error { return os.Truncate(q, 1) },
+			"empty":     func() error { return os.WriteFile(q, nil, 0o644) },
+			"append": func() error {
+				f, err := os.OpenFile(q, os.O_WRONLY|os.O_APPEND, 0)
+				if err != nil {
+					return err
+				}
+				_, err = f.WriteString("tail")
+				return errors.Join(err, f.Close())
+			},
+		} {
+			write(t, p, []byte(a))
+			f, err := os.Open(s.vb + "/models/a.gguf/model.gguf")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(p, q); err != nil {
+				t.Fatal(err)
+			}
+			if err := change(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			result := map[string]string{"overwrite": "x", "truncate": a[:1], "append": a + "tail"}
+			f2, err := os.Open(q) // the last close of a writer may still be on its way
+			if err != nil {
+				t.Fatal(err)
+			}
+			if have, err := io.ReadAll(f2); err != nil || string(have) != result[name] && name != "empty" {
+				t.Errorf("%s: %d bytes, %v", name, len(have), err)
+			}
+			f2.Close()
+			if have, err := io.ReadAll(f); err != nil || string(have) != a {
+				t.Errorf("%s: the reader of the model lost its bytes: %v", name, err)
+			}
+			f.Close()
+			if err := os.Remove(q); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestRejectedTwice(t *testing.T) {
+	modes(t, func(t *testing.T, s *site) {
+		p := filepath.Join(s.out, "a.gguf")
+		write(t, p, model(t, 1))
+		for _, bad := range []string{"one", "another"} {
+			wantErr(t, bad, os.WriteFile(p, []byte(bad), 0o644), unix.EBADMSG)
+			want(t, p+".rejected", bad)
+		}
+	})
 }

@@ -164,36 +164,18 @@ func (s *summary) file() {
 
 // types is the quantisation mix, the type with the most bytes first.
 func (s *summary) types(b *bytes.Buffer) {
-	type sum struct {
-		t               Type
-		tensors         uint64
-		elements, bytes uint64
+	rows, total := s.f.mix(), 0.0
+	for _, row := range rows {
+		total += float64(row.Bytes)
 	}
-	byType, total := map[Type]*sum{}, 0.0
-	for i := range s.f.Tensors {
-		t := &s.f.Tensors[i]
-		if byType[t.Type] == nil {
-			byType[t.Type] = &sum{t: t.Type}
-		}
-		row := byType[t.Type]
-		row.tensors++
-		row.elements += uint64(t.Elements)
-		row.bytes += uint64(t.Bytes)
-		total += float64(t.Bytes)
-	}
-	if len(byType) == 0 {
+	if len(rows) == 0 {
 		return
 	}
-	rows := make([]*sum, 0, len(byType))
-	for _, row := range byType {
-		rows = append(rows, row)
-	}
-	slices.SortFunc(rows, func(a, b *sum) int { return cmp.Or(cmp.Compare(b.bytes, a.bytes), cmp.Compare(a.t, b.t)) })
 	const most = 8
 	b.WriteString("\nTYPE      TENSORS  PARAMETERS        SIZE   SHARE\n")
 	for _, row := range rows[:min(most, len(rows))] {
-		fmt.Fprintf(b, "%-8s %8s  %10s  %10s  %5.1f%%\n", row.t, grouped(row.tensors), short(row.elements),
-			size(float64(row.bytes)), 100*float64(row.bytes)/max(total, 1))
+		fmt.Fprintf(b, "%-8s %8s  %10s  %10s  %5.1f%%\n", row.Type, grouped(row.Tensors), short(row.Elements),
+			size(float64(row.Bytes)), 100*float64(row.Bytes)/max(total, 1))
 	}
 	if more := len(rows) - most; more > 0 {
 		fmt.Fprintf(b, "and %d more types\n", more)

@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vbootfs/shm"
 )
 
@@ -214,16 +216,10 @@ func (rt *Runtime) Publish(p string, g *Generation) []Change {
 
 // publish is Publish for those who hold change.
 func (rt *Runtime) publish(p string, g *Generation) []Change {
-	rt.mu.Lock()
-	m := rt.model(p)
-	rt.mu.Unlock()
-	if m.page == nil {
-		page, err := openControl(rt.store, p)
-		if err != nil {
-			g.Release()
-			return rt.Fail(p, fmt.Errorf("control page: %w", err))
-		}
-		m.page = page
+	m, err := rt.withPage(p)
+	if err != nil {
+		g.Release()
+		return rt.Fail(p, err)
 	}
 	m.page.begin()
 	rt.mu.Lock()
@@ -248,6 +244,25 @@ func (rt *Runtime) publish(p string, g *Generation) []Change {
 	}
 	rt.count(name, g)
 	return []Change{{Path: p, Gone: old == nil}}
+}
+
+// withPage returns the entry for path with its control page. Caller holds change.
+func (rt *Runtime) withPage(p string) (*Model, error) {
+	rt.mu.Lock()
+	m := rt.model(p)
+	have := m.page != nil
+	rt.mu.Unlock()
+	if have {
+		return m, nil
+	}
+	page, err := openControl(rt.store, p)
+	if err != nil {
+		return nil, fmt.Errorf("control page: %w", err)
+	}
+	rt.mu.Lock()
+	m.page = page
+	rt.mu.Unlock()
+	return m, nil
 }
 
 // count reports a load.
@@ -294,6 +309,12 @@ func (rt *Runtime) Holds(ino uint64) bool {
 		}
 	}
 	return false
+}
+
+// Fixed reports whether a file may not be written in place: it is, or was under
+// an earlier name, the segment of a model, and readers rely on its bytes.
+func (rt *Runtime) Fixed(n *shm.Node) bool {
+	return rt.Holds(n.Ino) || n.Type == unix.S_IFREG && n.HasXattr(rt.store.Mark("generation"))
 }
 
 // Acquire returns the current generation of a model, nil when it has none. The

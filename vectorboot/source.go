@@ -42,11 +42,12 @@ type Source struct {
 	// before they close it, except for fsync. Set before Start.
 	Busy func(ino uint64) bool
 
-	mu      sync.Mutex       // guards all below; never held during I/O
-	marked  map[string]int64 // name -> bytes that wait
-	busy    string           // the name being reconciled
-	bytes   int64            // its bytes
-	errs    map[string]error
+	mu      sync.Mutex               // guards all below; never held during I/O
+	marked  map[string]int64         // name -> bytes that wait
+	busy    string                   // the name being reconciled
+	bytes   int64                    // its bytes
+	errs    map[string]error         // of write-backs that nobody asked for: the next fsync returns it
+	paused  map[string]bool          // names that failed and wait to be tried again
 	filling map[uint64]chan struct{} // inodes that are being filled; closed at the end
 	later   map[string]*time.Timer   // names that wait for a quiet time
 	change  *sync.Cond               // something above changed
@@ -73,7 +74,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	defer d.Close()
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), dirty: store.Mark("dirty"),
-		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{},
+		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, paused: map[string]bool{},
 		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
 	}
 	s.change = sync.NewCond(&s.mu)
@@ -218,6 +219,9 @@ func (s *Source) run() {
 		}
 		if err := s.settle(p, false); err != nil {
 			s.fail(p, err)
+			s.mu.Lock()
+			s.errs[p] = err
+			s.mu.Unlock()
 		}
 	}
 }
@@ -230,7 +234,7 @@ func (s *Source) take() (string, bool) {
 	s.change.Broadcast()
 	for {
 		for p, b := range s.marked {
-			if s.errs[p] == nil || s.closed {
+			if !s.paused[p] || s.closed {
 				delete(s.marked, p)
 				s.busy, s.bytes = p, b
 				return p, true
@@ -246,19 +250,18 @@ func (s *Source) take() (string, bool) {
 // retryAfter is the pause before a failed write-back is tried again.
 const retryAfter = 5 * time.Second
 
-// fail keeps the error for the next fsync, reports it and marks the name again.
+// fail reports an error and marks the name again, to be tried after a pause.
 func (s *Source) fail(p string, err error) {
 	s.report(Event{Event: "writeback_failed", Model: p, Error: oneLine(err.Error())})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.errs[p] = err
 	if s.closed {
 		return
 	}
-	s.marked[p] = s.bytes
+	s.marked[p], s.paused[p] = s.bytes, true
 	time.AfterFunc(retryAfter, func() {
 		s.mu.Lock()
-		delete(s.errs, p)
+		delete(s.paused, p)
 		s.change.Broadcast()
 		s.mu.Unlock()
 	})
@@ -275,9 +278,6 @@ func (s *Source) Sync(p string) error {
 	err := s.settle(p, true)
 	if err != nil {
 		s.fail(p, err)
-		s.mu.Lock()
-		delete(s.errs, p)
-		s.mu.Unlock()
 		return err
 	}
 	return old

@@ -136,7 +136,7 @@ func serve(c *config) error {
 		return failure{exitMount, err}
 	}
 	if err := ready(); err != nil {
-		return failure{exitSystem, err}
+		return failure{exitSystem, errors.Join(err, m.Unmount(context.Background()))}
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- m.Wait() }()
