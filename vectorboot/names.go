@@ -6,6 +6,8 @@ import (
 
 // Remove unloads path; readers that hold its generation keep it.
 func (rt *Runtime) Remove(p string) []Change {
+	rt.change.Lock() // a commit may be using the control page
+	defer rt.change.Unlock()
 	rt.mu.Lock()
 	m := rt.models[p]
 	delete(rt.models, p)

@@ -154,6 +154,8 @@ func (m *Model) set(s State) { m.state, m.since = s, time.Now() }
 
 // Close lets every model go.
 func (rt *Runtime) Close() {
+	rt.change.Lock()
+	defer rt.change.Unlock()
 	rt.mu.Lock()
 	models := rt.models
 	rt.models = map[string]*Model{}

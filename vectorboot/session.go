@@ -183,7 +183,14 @@ func (rt *Runtime) Interrupt(ctx context.Context, p string, opcode uint32, timeo
 	rt.mu.RUnlock()
 
 	h.mu.Lock()
+	if h.gone { // and the page with it
+		h.mu.Unlock()
+		return ErrNoModel
+	}
 	n, err := h.post(fmt.Sprintf("interrupt 0x%x", opcode), "")
+	if err == nil {
+		page.interrupt(opcode, n)
+	}
 	waiting := make([]*Session, 0, len(h.sessions))
 	for _, s := range h.sessions {
 		waiting = append(waiting, s)
@@ -192,7 +199,6 @@ func (rt *Runtime) Interrupt(ctx context.Context, p string, opcode uint32, timeo
 	if err != nil {
 		return err
 	}
-	page.interrupt(opcode, n)
 	rt.Stats.Interrupts.Add(1)
 	rt.Events.Add(Event{Event: "interrupt", Model: p, Opcode: opcode})
 	if timeout <= 0 {
