@@ -5,9 +5,13 @@
 //
 //	fs.go      nodes and handles, and the requests that both kinds share
 //	output.go  names in the output directory
-//	write.go   files being written: staging, judging at close, publishing
+//	attr.go    their attributes
 //	file.go    data: open, read, write, passthrough
-//	row.go     rows of the tree
+//	stage.go   files that are written beside the model they will replace
+//	write.go   close: judging what was written, and showing it
+//	row.go     rows of the tree that are read
+//	change.go  rows that are written or wait
+//	dir.go     directories
 //	mount.go   mounting and the life of the daemon
 //
 // Lock order: file.mu, then Runtime.Names, then FS.mu. None is held while the kernel

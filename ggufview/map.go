@@ -101,7 +101,13 @@ func px(v float64) string { return strconv.FormatFloat(float64(int(v*10+0.5))/10
 
 // box draws a rectangle that says what it is under the pointer. tip is XML.
 func (m *fileMap) box(r rect, fill, tip string) {
-	m.raw(`<rect x="` + px(r.x) + `" y="` + px(r.y) + `" width="` + px(max(r.w, 0)) + `" height="` + px(max(r.h, 0)) + `" fill="` + fill + `"><title>` + tip + "</title></rect>\n")
+	m.raw(`<rect x="` + px(r.x) + `" y="` + px(r.y) + `" width="` + px(max(r.w, 0)) + `" height="` + px(max(r.h, 0)) +
+		`" fill="` + fill + `"><title>` + tip + "</title></rect>\n")
+}
+
+// times is the shape as people write it: 64 × 32.
+func (t *Tensor) times() string {
+	return strings.ReplaceAll(string(t.appendShape(nil, 'x')), "x", " × ")
 }
 
 // label writes XML text at a place.
@@ -135,8 +141,8 @@ func (f *File) facts(path string) []string {
 	return slices.DeleteFunc(facts, func(s string) bool { return s == "" })
 }
 
-// strip draws the file from its first byte to its last. A column shows the
-// piece that ends in it last, so that its work does not grow with the pieces.
+// strip draws the file from its first byte to its last, a column a piece: of
+// several that fall into a column, the last.
 func (m *fileMap) strip() {
 	const wide = int(mapWidth - 2*mapMargin)
 	var columns [wide]string
@@ -154,12 +160,12 @@ func (m *fileMap) strip() {
 		}
 	}
 	paint(0, m.f.HeaderBytes, headerFill)
-	m.raw(`<g class="strip">` + "\n")
+	m.raw("<g><title>the file from its first byte to its last</title>\n")
 	for i := 0; i < wide; {
 		from := i
 		for i++; i < wide && columns[i] == columns[from]; i++ {
 		}
-		m.box(rect{mapMargin + float64(from), stripTop, float64(i - from), stripHigh}, columns[from], "the file from its first byte to its last")
+		m.put(`<path d="M%v %vh%vv%vh-%[3]vz" fill="%[5]s"/>`+"\n", mapMargin+float64(from), stripTop, i-from, stripHigh, columns[from])
 	}
 	m.raw("</g>\n")
 }
@@ -167,6 +173,7 @@ func (m *fileMap) strip() {
 // cell is a part of the treemap: a tensor, several, or a block with cells in it.
 type cell struct {
 	name   string // as far as its block does not say it
+	kind   string // type
 	tip    string // XML
 	fill   string
 	bytes  int64
@@ -266,8 +273,8 @@ func (p *pool) add(t *Tensor, bytes int64, name string) {
 		return
 	}
 	p.count++
-	tip := xmlText(t.Name, 120) + "\n" + t.Type.String() + " " + string(t.appendShape(nil, '×')) + ", " + size(float64(bytes))
-	p.cells = append(p.cells, cell{name: name, tip: tip, fill: fills[t.Type], bytes: bytes, weight: float64(bytes) * p.scale})
+	tip := xmlText(t.Name, 120) + "\n" + t.Type.String() + " " + t.times() + ", " + size(float64(bytes))
+	p.cells = append(p.cells, cell{name: name, kind: t.Type.String(), tip: tip, fill: fills[t.Type], bytes: bytes, weight: float64(bytes) * p.scale})
 }
 
 func (p *pool) small(t *Tensor, bytes int64) {
@@ -276,7 +283,7 @@ func (p *pool) small(t *Tensor, bytes int64) {
 	}
 	c := p.merged[t.Type]
 	if c == nil {
-		c = &cell{fill: fills[t.Type]}
+		c = &cell{kind: t.Type.String(), fill: fills[t.Type]}
 		p.merged[t.Type] = c
 	}
 	p.count++
@@ -317,10 +324,10 @@ func (m *fileMap) layOut(cells []cell, in rect) {
 		c := &cells[i]
 		if c.cells == nil {
 			m.box(r, c.fill, c.tip)
-			m.caption(r, c.name, size(float64(c.bytes)))
+			m.caption(r, c.name, strings.TrimSpace(c.kind+" "+size(float64(c.bytes))))
 			continue
 		}
-		m.box(r, "#b4bac1", c.tip)
+		m.box(r, "#c3c8ce", c.tip)
 		inner := rect{r.x + 1, r.y + 1, r.w - 2, r.h - 2}
 		if room := int((r.w - 8) / (11 * letter)); r.h >= 48 && room >= len(c.name) {
 			m.raw(`<g stroke="none">`)
@@ -334,7 +341,7 @@ func (m *fileMap) layOut(cells []cell, in rect) {
 
 // caption writes into a cell what fits: the name, without its usual ending if
 // need be, and the size.
-func (m *fileMap) caption(r rect, name, bytes string) {
+func (m *fileMap) caption(r rect, name, what string) {
 	room := int((r.w - 8) / (11 * letter))
 	for _, cut := range []string{".weight", ".bias"} {
 		if len(name) > room {
@@ -351,8 +358,8 @@ func (m *fileMap) caption(r rect, name, bytes string) {
 	}
 	m.raw(`<g stroke="none">`)
 	m.label(r.x+4, r.y+12.5, "on", xmlText(name, room))
-	if r.h >= 30 && len(bytes) <= room {
-		m.label(r.x+4, r.y+25, "small", bytes)
+	if r.h >= 30 && len(what) <= room {
+		m.label(r.x+4, r.y+25, "small", what)
 	}
 	m.raw("</g>")
 }
