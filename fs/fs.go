@@ -336,7 +336,14 @@ func (f *FS) attr(n *node, out *fuse.AttrOut) fuse.Status {
 
 // GetAttr is stat.
 func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	return f.attr(f.node(in.NodeId), out)
+	n := f.node(in.NodeId)
+	st := f.attr(n, out)
+	if st.Ok() && n.live == nil && n.ent.Live && in.Flags()&fuse.FUSE_GETATTR_FH != 0 {
+		if h := f.handle(in.Fh()); h != nil && h.row != nil {
+			out.Size = uint64(h.row.size()) // of what this handle reads
+		}
+	}
+	return st
 }
 
 // Readlink reads a symbolic link.

@@ -75,6 +75,13 @@ func (r *rowRead) read(cancel <-chan struct{}, buf []byte, off int64) (n int, er
 	return n, err
 }
 
+// size is how much there is to read, in bytes.
+func (r *rowRead) size() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.view.Size()
+}
+
 // command runs one command. Its error text is what the handle reads next.
 func (f *FS) command(cancel <-chan struct{}, h *handle, data []byte) fuse.Status {
 	err := h.n.ent.Do(&fuse.Context{Cancel: cancel}, h.n.ent.At, string(data))

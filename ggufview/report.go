@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"fmt"
 	"html/template"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -55,17 +56,17 @@ func (f *File) Report(path string, parts []Part, stats []*Stats) ([]byte, error)
 	name, _ := f.Str("general.name")
 	page := struct {
 		Name, Facts, Summary string
-		Map                  template.HTML
+		Map, Rows            template.HTML
 		Parts                []reportPart
 		Mix                  []reportMix
 		Charts               []reportChart
-		Tensors              []reportTensor
 		Keys                 []reportKey
-		NTensors, NKeys      string // all of them, "" if they are shown
+		Tensors              int
+		NTensors, NKeys      string // how many there are, "" if all are shown
 	}{
 		Name: printable(name, 200), Facts: printable(strings.Join(f.facts(path), " · "), 400), Summary: string(f.AppendSummary(nil)),
 		Map:  template.HTML(f.AppendMap(nil, path)), // escaped there
-		Keys: f.reportKeys(), Tensors: f.reportTensors(), Mix: f.reportMix(), Charts: f.reportCharts(stats),
+		Keys: f.reportKeys(), Rows: f.tensorRows(), Tensors: min(len(f.Tensors), reportRows), Mix: f.reportMix(), Charts: f.reportCharts(stats),
 	}
 	if page.Name == "" {
 		page.Name = printable(path, 200)
@@ -73,7 +74,7 @@ func (f *File) Report(path string, parts []Part, stats []*Stats) ([]byte, error)
 	for _, p := range parts {
 		page.Parts = append(page.Parts, reportPart{printable(p.Name, 400), p.Tensors, p.Bytes, size(float64(p.Bytes))})
 	}
-	if len(f.Tensors) > len(page.Tensors) {
+	if len(f.Tensors) > page.Tensors {
 		page.NTensors = grouped(uint64(len(f.Tensors)))
 	}
 	if len(f.KVs) > len(page.Keys) {
@@ -100,25 +101,30 @@ type reportMix struct {
 func (f *File) reportMix() (out []reportMix) {
 	for _, m := range f.mix() {
 		out = append(out, reportMix{m, fills[m.Type], short(m.Elements), size(float64(m.Bytes)),
-			fmt.Sprintf("%.4g", 8*float64(m.BlockBytes())/float64(m.BlockElements())), fmt.Sprintf("%.1f%%", 100*float64(m.Bytes)/float64(f.Size))})
+			fmt.Sprintf("%.5g", 8*float64(m.BlockBytes())/float64(m.BlockElements())), fmt.Sprintf("%.1f%%", 100*float64(m.Bytes)/float64(f.Size))})
 	}
 	return out
 }
 
-type reportTensor struct {
-	*Tensor
-	N                 int
-	Name, Shape, Size string
-	Fill              string
-}
-
-func (f *File) reportTensors() []reportTensor {
-	out := make([]reportTensor, min(len(f.Tensors), reportRows))
-	for i := range out {
+// tensorRows is written without the template, which takes 20 times as long: the
+// length of the page is asked for before anybody reads it.
+func (f *File) tensorRows() template.HTML {
+	var b []byte
+	cell := func(value int64, text string) {
+		b = fmt.Appendf(b, `<td class="n" data-v="%d">%s</td>`, value, text)
+	}
+	for i := range f.Tensors[:min(len(f.Tensors), reportRows)] {
 		t := &f.Tensors[i]
-		out[i] = reportTensor{t, i, printable(t.Name, 200), t.times(), size(float64(t.Bytes)), fills[t.Type]}
+		b = append(b, "<tr>"...)
+		cell(int64(i), strconv.Itoa(i))
+		b = append(b, "<td>"+template.HTMLEscapeString(printable(t.Name, 200))+`</td><td><i style="background:`+fills[t.Type]+`"></i>`+t.Type.String()+"</td>"...)
+		b = append(b, `<td class="n">`+t.times()+"</td>"...)
+		cell(t.Elements, strconv.FormatInt(t.Elements, 10))
+		cell(t.Bytes, size(float64(t.Bytes)))
+		cell(t.Offset, strconv.FormatInt(t.Offset, 10))
+		b = append(b, "</tr>\n"...)
 	}
-	return out
+	return template.HTML(b)
 }
 
 type reportKey struct{ Key, Type, Value, More string }

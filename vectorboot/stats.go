@@ -40,7 +40,7 @@ var Metrics = []Metric{
 	{"limit_bytes", "shared memory limit", true, func(rt *Runtime) float64 { _, limit := rt.store.Usage(); return float64(limit) }},
 	{"pending_files", "files not yet written back to SOURCE", true, func(rt *Runtime) float64 { n, _ := rt.Pending(); return float64(n) }},
 	{"pending_bytes", "bytes not yet written back to SOURCE", true, func(rt *Runtime) float64 { _, b := rt.Pending(); return float64(b) }},
-	{"uptime_seconds", "seconds since the start", true, func(rt *Runtime) float64 { return time.Since(rt.Start).Seconds() }},
+	{"uptime_seconds", "seconds since the start", true, func(rt *Runtime) float64 { return rt.Uptime().Truncate(time.Millisecond).Seconds() }},
 }
 
 // Pending is what SOURCE still lacks, in files and bytes.

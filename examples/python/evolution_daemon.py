@@ -73,8 +73,8 @@ class Model:
         try:
             os.write(fd, line.encode())
         except OSError as e:
-            e.filename = os.pread(fd, 1000, 0).decode(errors="replace").strip()
-            raise
+            reason = os.pread(fd, 1000, 0).decode(errors="replace").strip()
+            raise OSError(e.errno, reason) from e
         finally:
             os.close(fd)
 
@@ -189,7 +189,7 @@ class EvolutionDaemonV7:
             if e.errno not in (errno.EPERM, errno.EBUSY):
                 raise
             self.refused += 1
-            print(f"refused: {e.filename}", file=sys.stderr)
+            print(f"refused: {e.strerror}", file=sys.stderr)
         member.genome = {name: member.model.tensor(name) for name in genome}  # as it is stored
 
     def evaluate(self, member):
@@ -208,7 +208,7 @@ class EvolutionDaemonV7:
             if e.errno not in (errno.ETIMEDOUT, errno.EAGAIN):
                 raise
             self.hung |= attached
-            print(f"{model.path}: {e.filename}", file=sys.stderr)
+            print(f"{model.path}: {e.strerror}", file=sys.stderr)
         try:
             with open(os.path.join(self.answers, model.path + ".json")) as f:
                 answer = json.load(f)

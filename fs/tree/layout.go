@@ -18,9 +18,9 @@ var root = &Row{Mode: 0o755, Rows: []*Row{
 // vector_boot/
 var runtimeRows = []*Row{
 	{Name: "version", Mode: 0o444, Show: showVersion, Doc: "program version"},
-	{Name: "status", Mode: 0o444, Show: showStatus, Live: true, Doc: "state, memory, sessions"},
-	{Name: "stats.json", Mode: 0o444, Show: showStats, Live: true},
-	{Name: "metrics", Mode: 0o444, Show: showMetrics, Live: true, Doc: "counters since the start; metrics for Prometheus"},
+	{Name: "status", Mode: 0o444, Show: padded(showStatus), Live: true, Doc: "state, memory, sessions"},
+	{Name: "stats.json", Mode: 0o444, Show: padded(showStats), Live: true},
+	{Name: "metrics", Mode: 0o444, Show: padded(showMetrics), Live: true, Doc: "counters since the start; metrics for Prometheus"},
 	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, a JSON object a line; tail -f it"},
 	{Name: "events", Mode: 0o444, Stream: openEvents, Live: true, Quiet: true, Doc: "the same as a stream (ls does not list it)"},
 	{Name: "ctl", Mode: 0o644, Show: showUsage, Do: doRuntime, Live: true, Doc: "commands, one a write; cat it for the list"},

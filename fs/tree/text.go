@@ -54,6 +54,21 @@ func listRows(w io.Writer, indent string, rows []*Row) {
 	}
 }
 
+// padded fills a text of numbers that grow with spaces before its last newline,
+// so that its size is seldom another one when it is read than when it was looked
+// at: tar complains about files that change.
+func padded(show func(At) ([]byte, error)) func(At) ([]byte, error) {
+	const step = 256
+	return func(at At) ([]byte, error) {
+		b, err := show(at)
+		if err != nil || len(b) == 0 {
+			return b, err
+		}
+		b = append(b[:len(b)-1], bytes.Repeat([]byte(" "), step-len(b)%step)...)
+		return append(b, '\n'), nil
+	}
+}
+
 func showStatus(at At) ([]byte, error) {
 	rt := at.RT
 	used, limit := rt.Store().Usage()
