@@ -125,6 +125,9 @@ func (r *rowRead) close() {
 // setRow answers SETATTR of a row: files that are being written can be cut; a
 // truncation of a command file (`>ctl`) means nothing; all else is fixed.
 func (f *FS) setRow(n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if n.ent.Gate {
+		return f.setGate(n, in, out)
+	}
 	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 || n.ent.Do == nil && n.ent.Edit == nil && n.ent.Stream == nil {
 		return fuse.EPERM
 	}
@@ -137,6 +140,28 @@ func (f *FS) setRow(n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status 
 		} else {
 			return fuse.Status(unix.ETXTBSY)
 		}
+	}
+	return f.attr(n, out)
+}
+
+// setGate changes who may commit a draft. The kernel has checked that the caller
+// owns the file.
+func (f *FS) setGate(n *node, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	if st := f.attr(n, out); !st.Ok() {
+		return st
+	}
+	p := vectorboot.Perm{UID: out.Uid, GID: out.Gid, Mode: out.Mode}
+	if mode, ok := in.GetMode(); ok {
+		p.Mode = mode
+	}
+	if uid, ok := in.GetUID(); ok {
+		p.UID = uid
+	}
+	if gid, ok := in.GetGID(); ok {
+		p.GID = gid
+	}
+	if in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
+		n.ent.At.Draft.SetPerm(p)
 	}
 	return f.attr(n, out)
 }

@@ -2,11 +2,14 @@ package fs
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -282,5 +285,73 @@ func TestReaders(t *testing.T) {
 	defer f.Close()
 	if text := read(t, m+"/readers"); strings.Count(text, "\n") != 2 || !strings.HasSuffix(text, "\t1\n") {
 		t.Errorf("readers: %q", text)
+	}
+}
+
+// TestOnlyAChosenUserCommits lets everybody stage and one user commit.
+func TestOnlyAChosenUserCommits(t *testing.T) {
+	s := mount(t, func(o *Options) { o.AllowOther = true })
+	m := loaded(t, s)
+	for _, p := range []string{s.mnt, filepath.Dir(s.mnt)} { // the way to the mount is private to the test
+		if err := os.Chmod(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(s.out, "m.gguf"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	d := m + "/drafts/d"
+	if err := os.Mkdir(d, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(d+"/ctl", 1001, 1001); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(d+"/ctl", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	as := func(uid string, script string) (string, error) {
+		out, err := exec.Command("setpriv", "--reuid="+uid, "--regid="+uid, "--clear-groups", "sh", "-c", script, d).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := as("1002", `printf FEDCBA9876543210 >"$0/tensors/a/data"`); err != nil {
+		t.Fatalf("staging: %v: %s", err, out)
+	}
+	if out, err := as("1002", `echo commit >"$0/ctl"`); err == nil || !strings.Contains(out, "ermission denied") {
+		t.Errorf("another user committed: %v: %s", err, out)
+	}
+	want(t, m+"/generation", "1\n")
+	if out, err := as("1001", `echo commit >"$0/ctl"`); err != nil {
+		t.Errorf("the chosen user: %v: %s", err, out)
+	}
+	want(t, m+"/generation", "2\n")
+}
+
+// TestWaitingReadersDoNotHoldAnUnmount and end with a signal.
+func TestWaitingReadersDoNotHoldAnUnmount(t *testing.T) {
+	s := mount(t)
+	m := loaded(t, s)
+	var waiting []*exec.Cmd
+	for _, p := range []string{m + "/wait", m + "/session", s.vb + "/events", s.vb + "/events"} {
+		c := exec.Command("cat", p)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waiting = append(waiting, c)
+	}
+	for s.rt.AttachedSessions() < 1 {
+		runtime.Gosched() // cat has opened the session by then
+	}
+	if err := waiting[0].Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := waiting[0].Wait(); err == nil {
+		t.Error("cat was not interrupted")
+	}
+	if err := s.Unmount(context.Background()); err != nil {
+		t.Error(err)
+	}
+	for _, c := range waiting[1:] {
+		_ = c.Wait() // ends: nothing more will come
 	}
 }

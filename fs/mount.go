@@ -39,8 +39,9 @@ type Options struct {
 	SegmentDir string // directory that holds segment stores; "" = the default of package shm
 	AllowOther bool   // other users may use the mount; permissions are always checked
 	ReadOnly   bool
-	Flags      uintptr // MS_NOEXEC, MS_NOATIME, ... for a mount by root
-	NoPass     bool    // no passthrough even if the kernel allows it
+	Flags      uintptr           // MS_NOEXEC, MS_NOATIME, ... for a mount by root
+	NoPass     bool              // no passthrough even if the kernel allows it
+	Policy     vectorboot.Policy // guards of new models
 	Log        *logrus.Logger
 }
 
@@ -153,6 +154,7 @@ func (m *Mount) open() error {
 		}
 	}
 	m.rt = vectorboot.New(m.store, m.source)
+	m.rt.SetDefaultPolicy(m.o.Policy)
 	if m.source != nil {
 		if err := m.source.Start(m.store.Attached); err != nil {
 			return err
@@ -243,9 +245,15 @@ func (m *Mount) Unmount(ctx context.Context) error {
 		return m.Wait()
 	}
 	if lazy := unmount(m.o.Mountpoint, true); lazy != nil {
-		return errors.Join(err, lazy)
+		select {
+		case <-m.done: // somebody else has unmounted it
+			return m.close()
+		default:
+			return errors.Join(err, lazy)
+		}
 	}
 	m.o.Log.Warn("the mount is in use: detached it")
+	m.rt.EndStreams() // those who only wait let go at once
 	select {
 	case <-m.done:
 	case <-time.After(drain):

@@ -24,6 +24,7 @@ type Draft struct {
 	mu      sync.Mutex // guards all below
 	tensors map[string]*TensorEdit
 	keys    map[string]*KeyEdit
+	perm    *Perm // of drafts/D/ctl, nil: as the model's file says
 	gone    bool
 	busy    bool // a commit is using what is staged
 }
@@ -196,6 +197,23 @@ func (d *Draft) Commit(p string) error {
 		d.reset()
 	}
 	return err
+}
+
+// Perm is an owner and the permission bits of a file.
+type Perm struct{ UID, GID, Mode uint32 }
+
+// Perm is who may commit the draft, nil when nobody has said.
+func (d *Draft) Perm() *Perm {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.perm
+}
+
+// SetPerm says who may commit the draft.
+func (d *Draft) SetPerm(p Perm) {
+	d.mu.Lock()
+	d.perm = &p
+	d.mu.Unlock()
 }
 
 // Clear forgets what is staged; the draft stays.

@@ -35,6 +35,7 @@ type Events struct {
 	log  []byte
 	cut  int64         // bytes that were dropped from the front so far
 	wake chan struct{} // closed and replaced at every event
+	end  bool          // nobody may wait any more
 }
 
 func newEvents() *Events { return &Events{wake: make(chan struct{})} }
@@ -82,6 +83,15 @@ func (e *Events) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
+// Close ends every wait; a reader gets what is left and then nothing.
+func (e *Events) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.end = true
+	close(e.wake)
+	e.wake = make(chan struct{})
+}
+
 // End is the position after the newest event, for Next.
 func (e *Events) End() int64 {
 	e.mu.Lock()
@@ -97,13 +107,16 @@ func (e *Events) Next(ctx context.Context, pos int64, limit int) ([]byte, int64,
 		e.mu.Lock()
 		pos = max(pos, e.cut)
 		rest := e.log[pos-e.cut:]
-		wake := e.wake
+		wake, end := e.wake, e.end
 		if len(rest) > 0 {
 			out := append([]byte(nil), wholeLines(rest, limit)...)
 			e.mu.Unlock()
 			return out, pos + int64(len(out)), nil
 		}
 		e.mu.Unlock()
+		if end {
+			return nil, pos, nil
+		}
 		select {
 		case <-wake:
 		case <-ctx.Done():

@@ -152,6 +152,17 @@ func (rt *Runtime) model(p string) *Model {
 
 func (m *Model) set(s State) { m.state, m.since = s, time.Now() }
 
+// EndStreams wakes everybody who waits for an event, a generation or a request,
+// and tells them that there will be no more.
+func (rt *Runtime) EndStreams() {
+	rt.Events.Close()
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	for _, m := range rt.models {
+		m.hub.end()
+	}
+}
+
 // Close lets every model go.
 func (rt *Runtime) Close() {
 	rt.change.Lock()

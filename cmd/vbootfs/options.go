@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vbootfs/fs"
+	"vbootfs/vectorboot"
 )
 
 // option is one row of the table that feeds flags, -o, --help and the man page.
@@ -36,6 +37,19 @@ func flag(set, clear uintptr) func(*config, string) error {
 	return toggle(func(c *config) { c.Flags = c.Flags&^clear | set })
 }
 
+// policyLine sets one guard, as a line of a model's policy file does. A colon
+// separates globs, a comma being the end of the option.
+func policyLine(key string) func(*config, string) error {
+	return func(c *config, v string) error {
+		line := key + " " + strings.ReplaceAll(v, ":", " ")
+		p, err := vectorboot.ParsePolicy(c.Policy.String() + line)
+		if err == nil {
+			c.Policy = p
+		}
+		return err
+	}
+}
+
 func ignored(*config, string) error { return nil }
 
 var options = []option{
@@ -43,6 +57,10 @@ var options = []option{
 	{"segdir", "DIR", "where segments live (default: /run/vbootfs, or /dev/shm/vbootfs-UID without privilege)", "", func(c *config, v string) error { c.SegmentDir = v; return nil }},
 	{"allow_other", "", "let other users use the mount; modes and owners are always checked", "", toggle(func(c *config) { c.AllowOther = true })},
 	{"no_passthrough", "", "answer all reads in the daemon, even where the kernel could bypass it", "", toggle(func(c *config) { c.NoPass = true })},
+	{"reject_nan", "", "refuse changes that bring NaN or infinities into a tensor", "", toggle(func(c *config) { c.Policy.RejectNaN = true })},
+	{"max_change", "PART", "refuse changes of a value by more than PART of the tensor's largest magnitude", "", policyLine("max_change")},
+	{"allow", "GLOB:GLOB", "tensors that may be changed (default: all)", "", policyLine("allow")},
+	{"forbid", "GLOB:GLOB", "tensors that may not be changed", "", policyLine("forbid")},
 	{"ro", "", "mount read-only", "", toggle(func(c *config) { c.ReadOnly = true })},
 	{"foreground", "", "stay in the foreground", "f", toggle(func(c *config) { c.foreground = true })},
 	{"log", "FILE", "append the log to FILE (default: standard error in the foreground, else none)", "", func(c *config, v string) error { c.logFile = v; return nil }},

@@ -39,56 +39,58 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "state", Mode: 0o444, Show: showState, Live: true, Doc: "receiving, loading, loaded, cold or failed"},
 	{Name: "error", Mode: 0o444, Show: showError, Live: true, Doc: "why the last load failed; empty if it did not"},
 	{Name: "progress", Mode: 0o444, Show: showProgress, Live: true, Doc: "bytes received of how many"},
-	{Name: "ctl", Mode: 0o644, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
+	{Name: "ctl", Mode: 0o666, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
 	{Name: "generation", Mode: 0o444, Show: showGeneration, Gen: true, Doc: "version number: each change adds one"},
 	{Name: "summary.txt", Mode: 0o444, Show: showSummary, Gen: true, Keep: true, Doc: "what the model is, on one page"},
+	{Name: "map.svg", Mode: 0o444, Show: showMap, Gen: true, Keep: true},
+	{Name: "report.html", Mode: 0o444, Data: dataReport, Gen: true, Bytes: true, Slow: true, Doc: "pictures: the file as a map; a page for a browser"},
 	{Name: "model.gguf", Mode: 0o444, Segment: true, Gen: true, Bytes: true, Doc: "the exact bytes; map them"},
 	{Name: "model.safetensors", Mode: 0o444, Data: dataSafetensors(ggufview.F32), Only: fitsSafetensors, Gen: true, Bytes: true,
 		Doc: "for safetensors, quantised tensors as F32"},
 	{Name: "model.bf16.safetensors", Mode: 0o444, Data: dataSafetensors(ggufview.BF16), Only: fitsSafetensors, Gen: true, Bytes: true,
 		Doc: "the same, quantised tensors as BF16"},
-	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Bytes: true, Slow: true, Doc: "hash of the whole file"},
-	{Name: "hashes.manifest", Mode: 0o444, Data: dataManifest, Gen: true, Bytes: true, Slow: true, Doc: "tensor by tensor, for llama-gguf-hash --check"},
+	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Bytes: true, Slow: true},
+	{Name: "hashes.manifest", Mode: 0o444, Data: dataManifest, Gen: true, Bytes: true, Slow: true, Doc: "of the file; of tensors, for llama-gguf-hash"},
 	{Name: "layout.json", Mode: 0o444, Show: showLayout, Gen: true, Keep: true},
 	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Keep: true, Doc: "where every tensor lies"},
 	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Keep: true, Doc: "every key with its type"},
 	{Name: "metadata", Mode: 0o555, Find: findKey, List: listKeys, Gen: true, Doc: "a file per key: string, number or JSON array"},
-	{Name: "control", Mode: 0o644, Page: true, Gen: true, Doc: "4096 shared bytes: sequence, generation, doorbell"},
+	{Name: "control", Mode: 0o666, Page: true, Gen: true, Doc: "4096 shared bytes: sequence, generation, doorbell"},
 	{Name: "wait", Mode: 0o444, Stream: openWait, Live: true, Quiet: true, Doc: "read() waits for a new generation (not listed)"},
-	{Name: "session", Mode: 0o644, Stream: openSession, Live: true, Quiet: true, Doc: "open to attach; read, write ack N (not listed)"},
+	{Name: "session", Mode: 0o666, Stream: openSession, Live: true, Quiet: true, Doc: "open to attach; read, write ack N (not listed)"},
 	{Name: "sessions", Mode: 0o555, Find: findSession, List: listSessions, Live: true},
 	{Name: "readers", Mode: 0o444, Show: showReaders, Live: true, Doc: "who is attached; who has the bytes open or mapped"},
 	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Doc: "guards of changes"},
-	{Name: "drafts", Mode: 0o755, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Doc: "mkdir one, stage changes, echo commit >ctl"},
+	{Name: "drafts", Mode: 0o777, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Doc: "mkdir one, stage changes, echo commit >ctl"},
 	{Name: "tensors", Mode: 0o555, Find: findTensor, List: listTensors, Gen: true, Doc: "a directory per tensor:"},
 }}
 
 // vector_boot/models/P/metadata/KEY
-var keyRow = &Row{Mode: 0o644, Data: dataValue, Edit: editKey, Xattr: keyXattrs}
+var keyRow = &Row{Mode: 0o666, Data: dataValue, Edit: editKey, Xattr: keyXattrs}
 
 // vector_boot/models/P/sessions/ID
 var sessionRow = &Row{Mode: 0o444, Show: showSession, Live: true}
 
 // vector_boot/models/P/drafts/D/
-var draftRow = &Row{Mode: 0o755, Live: true, Rows: []*Row{
-	{Name: "ctl", Mode: 0o644, Show: showDraftUsage, Do: doDraft, Live: true},
+var draftRow = &Row{Mode: 0o777, Live: true, Rows: []*Row{
+	{Name: "ctl", Mode: 0o666, Show: showDraftUsage, Do: doDraft, Live: true, Gate: true},
 	{Name: "staged", Mode: 0o444, Show: showStaged, Live: true},
 	{Name: "tensors", Mode: 0o555, Find: findDraftTensor, List: stagedNames("tensors/"), Gen: true, Live: true},
 	{Name: "metadata", Mode: 0o555, Find: findDraftKey, List: stagedNames("metadata/"), Gen: true, Live: true},
 }}
 
 // vector_boot/models/P/drafts/D/metadata/KEY
-var draftKeyRow = &Row{Mode: 0o644, Show: showDraftKey, Edit: editKey, Xattr: keyXattrs, Live: true}
+var draftKeyRow = &Row{Mode: 0o666, Show: showDraftKey, Edit: editKey, Xattr: keyXattrs, Live: true}
 
 // vector_boot/models/P/drafts/D/tensors/NAME/
 var draftTensorRow = &Row{Mode: 0o555, Live: true, Rows: []*Row{
-	{Name: "data", Mode: 0o644, Data: dataDraft, Edit: editData, Bytes: true, Live: true},
-	{Name: "f32", Mode: 0o644, Data: dataDraftF32, Edit: editF32, Only: hasValues, Bytes: true, Live: true},
+	{Name: "data", Mode: 0o666, Data: dataDraft, Edit: editData, Bytes: true, Live: true},
+	{Name: "f32", Mode: 0o666, Data: dataDraftF32, Edit: editF32, Only: hasValues, Bytes: true, Live: true},
 }}
 
 // vector_boot/models/P/tensors/NAME/
 var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
-	{Name: "data", Mode: 0o644, Data: dataRaw, Edit: editData, Bytes: true, Doc: "the bytes as stored"},
+	{Name: "data", Mode: 0o666, Data: dataRaw, Edit: editData, Bytes: true, Doc: "the bytes as stored"},
 	{Name: "type", Mode: 0o444, Show: showType},
 	{Name: "shape", Mode: 0o444, Show: showShape},
 	{Name: "offset", Mode: 0o444, Show: showOffset},
@@ -96,7 +98,7 @@ var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
 	{Name: "info.json", Mode: 0o444, Show: showTensor, Doc: "all of that, as in layout.json"},
 	{Name: "raw.npy", Mode: 0o444, Data: dataRawNpy, Bytes: true, Doc: "the stored values for numpy.load"},
 	{Name: "f32.npy", Mode: 0o444, Data: dataF32Npy, Only: hasValues, Bytes: true},
-	{Name: "f32", Mode: 0o644, Data: dataF32, Edit: editF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
+	{Name: "f32", Mode: 0o666, Data: dataF32, Edit: editF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
 	{Name: "stats.json", Mode: 0o444, Data: dataStats, Only: hasValues, Bytes: true, Slow: true, Doc: "min, max, mean, std, zeros, histogram ..."},
 }}
 

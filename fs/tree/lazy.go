@@ -76,19 +76,24 @@ var _ ContextReader = (*lazy)(nil)
 
 // ReadAtContext is ReadAt that gives up with ctx.
 func (l *lazy) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
-	w := l.work
-	if l.key != nil {
-		v, err := w.g.Once(l.key, func() (any, error) { return w, nil })
-		if err != nil {
-			return 0, err
-		}
-		w = v.(*work)
-	}
-	v, err := w.wait(ctx)
+	v, err := l.content(ctx)
 	if err != nil {
 		return 0, err
 	}
 	return v.ReadAt(p, off)
+}
+
+// content waits until the content is made.
+func (l *lazy) content(ctx context.Context) (ggufview.View, error) {
+	w := l.work
+	if l.key != nil {
+		v, err := w.g.Once(l.key, func() (any, error) { return w, nil })
+		if err != nil {
+			return nil, err
+		}
+		w = v.(*work)
+	}
+	return w.wait(ctx)
 }
 
 // work makes a content for everybody who waits for it, and stops when the last

@@ -91,17 +91,33 @@ func tensorXattrs(at At) []Xattr {
 // has 64 counts and 10 other numbers of at most 24 characters each.
 const statsBytes = 2 << 10
 
-func dataStats(at At) (ggufview.View, error) {
-	t, big := at.Tensor, at.Gen.Info.BigEndian
-	return newKept(at.Gen, tensorStats{t}, statsBytes, func(ctx context.Context) (ggufview.View, error) {
-		s, err := ggufview.ComputeStats(ctx, t.Type, big, unmapped{at.raw()})
+// statsText is a stats.json and what it says.
+type statsText struct {
+	ggufview.View
+	stats *ggufview.Stats
+}
+
+func dataStats(at At) (ggufview.View, error) { return lazyStats(at.Gen, at.Tensor), nil }
+
+func lazyStats(g *vectorboot.Generation, t *ggufview.Tensor) *lazy {
+	return newKept(g, tensorStats{t}, statsBytes, func(ctx context.Context) (ggufview.View, error) {
+		s, err := ggufview.ComputeStats(ctx, t.Type, g.Info.BigEndian, unmapped{rawOf(g, t)})
 		if err != nil {
 			return nil, err
 		}
 		b, err := json.Marshal(s)
 		b = append(b, bytes.Repeat([]byte(" "), max(0, statsBytes-1-len(b)))...)
-		return ggufview.Bytes(append(b, '\n')), err
-	}), nil
+		return statsText{ggufview.Bytes(append(b, '\n')), s}, err
+	})
+}
+
+// statsOf is the statistics of a tensor, shared with its stats.json.
+func statsOf(ctx context.Context, g *vectorboot.Generation, t *ggufview.Tensor) (*ggufview.Stats, error) {
+	v, err := lazyStats(g, t).content(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.(statsText).stats, nil
 }
 
 // unmapped reads with system calls what could be read in place: goroutines that

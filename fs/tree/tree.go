@@ -53,6 +53,7 @@ type Row struct {
 	Find    func(At, string) (*Row, At, bool)       // further children by name
 	List    func(At) []string                       // their names
 
+	Gate  bool             // the draft's commands: who may write them can be changed
 	Only  func(At) bool    // whether it exists; nil: always
 	Xattr func(At) []Xattr // extended attributes
 
@@ -245,6 +246,12 @@ func (e Entry) own(a *Attr) {
 	}
 	if err != nil {
 		return
+	}
+	if e.Gate {
+		if p := e.At.Draft.Perm(); p != nil {
+			a.UID, a.GID, a.Mode = p.UID, p.GID, fs.FileMode(p.Mode&0o777)
+			return
+		}
 	}
 	a.UID, a.GID = st.Uid, st.Gid
 	perm := fs.FileMode(st.Mode & 0o777)

@@ -255,3 +255,21 @@ func TestSummary(t *testing.T) {
 		t.Errorf("got\n%s", got)
 	}
 }
+
+func TestPictures(t *testing.T) {
+	rt, _ := sampled(t)
+	for name, want := range map[string]string{"map.svg": "Q8_0: 1 tensor", "report.html": "<figure>"} {
+		got := text(t, rt, "models/s.gguf/"+name)
+		info, err := fs.Stat(FS{rt}, "models/s.gguf/"+name)
+		if err != nil || info.Size() != int64(len(got)) || !strings.Contains(got, want) || !strings.Contains(got, "A\uFFFD[31mmodel") {
+			t.Errorf("%s has %d bytes: %v", name, len(got), err)
+		}
+	}
+	g := rt.Acquire("s.gguf")
+	defer g.Release()
+	for _, tensor := range g.Info.ReportTensors() {
+		if v, _ := g.Once(tensorStats{tensor}, func() (any, error) { return nil, nil }); v == nil {
+			t.Errorf("the report did not keep the statistics of %s", tensor.Name)
+		}
+	}
+}

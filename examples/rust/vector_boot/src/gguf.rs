@@ -28,7 +28,11 @@ pub enum Value<'a> {
     Bool(bool),
     Str(&'a str),
     /// Elements of one type, as they are stored.
-    Array { kind: u32, count: u64, bytes: &'a [u8] },
+    Array {
+        kind: u32,
+        count: u64,
+        bytes: &'a [u8],
+    },
 }
 
 /// Where a tensor is, and what.
