@@ -19,10 +19,10 @@ const (
 	stripTop  = 62.0
 	stripHigh = 16.0
 
-	leastCell  = 100.0 // square pixels; smaller tensors are merged
-	leastGroup = 900.0 // smaller blocks are dissolved
-	leastExtra = 400.0 // header and padding are drawn at least so large
-	letter     = 0.6   // width of a letter in sizes of the font, rather too large
+	leastCell  = 100.0  // square pixels; smaller tensors are merged
+	leastGroup = 900.0  // smaller blocks are dissolved
+	leastExtra = 1600.0 // header and padding are drawn at least so large
+	letter     = 0.6    // width of a letter in sizes of the font, rather too large
 )
 
 // fills colours the types: plain ones blue and green, K-quants warm, the older

@@ -75,6 +75,36 @@ entries = [(1, 6, -1), (2, 4, 1), (4, 4, -1), (16, 4, -1), (32, 4, -1)]
 os.setxattr("a", "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries))'`},
 	{"Device nodes can be made but not opened, as on any `nodev` mount.", `mknod null c 1 3; fails "Permission denied" cat null`},
 
+	{"A change takes effect when the writer closes the file, whole or not at all.",
+		`cp "$A" a.gguf; t=$BOOT/models/a.gguf/tensors/output.weight; cp $t/data old; python3 -c '
+import subprocess, sys
+with open(sys.argv[1], "r+b", buffering=0) as f:
+    f.write(b"abcd")
+    subprocess.run(["cmp", sys.argv[1], "old"], check=True)' $t/data; [ "$(head -c 4 $t/data)" = abcd ]; generation 2`},
+	{"A tensor that was written in part keeps the rest.",
+		`cp "$A" a.gguf; t=$BOOT/models/a.gguf/tensors/output.weight; tail -c +5 $t/data >old; printf abcd | dd of=$t/data conv=notrunc status=none; tail -c +5 $t/data | cmp - old`},
+	{"Data of a wrong size is refused with EINVAL at close, and nothing changes.",
+		`cp "$A" a.gguf; fails "Invalid argument" cp /etc/hostname $BOOT/models/a.gguf/tensors/output.weight/data; cmp a.gguf "$A"; generation 1`},
+	{"A tensor is changed in place: whoever has the model mapped sees the new bytes, and the generation counts up by one.",
+		`cp "$A" a.gguf; t=$BOOT/models/a.gguf/tensors; cp $t/output.weight/data new; printf abcd | dd of=new conv=notrunc status=none
+		exec 3<a.gguf; cp new $t/output.weight/data; tail -c +$(($(cat $t/output.weight/offset) + 1)) <&3 | head -c 4 | grep -q abcd; generation 2`},
+	{"A key that is written keeps its type, and a value of another type is refused with EINVAL.",
+		`cp "$A" a.gguf; k=$BOOT/models/a.gguf/metadata/llama.block_count; type=$(getfattr --only-values -n user.gguf.type $k); echo 9 >$k
+		[ "$(cat $k)" = 9 ]; [ "$(getfattr --only-values -n user.gguf.type $k)" = $type ]; fails "Invalid argument" cp /etc/hostname $k; [ "$(cat $k)" = 9 ]`},
+	{"`set KEY TYPE VALUE` in `ctl` sets or adds a key, and `unset KEY` removes one.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; echo "set x.y string hello there" >ctl; [ "$(cat metadata/x.y)" = "hello there" ]; echo "unset x.y" >ctl; [ ! -e metadata/x.y ]`},
+	{"A change of keys makes a new segment; who has the old one mapped keeps it.",
+		`cp "$A" a.gguf; exec 3<a.gguf; echo "set x uint8 1" >$BOOT/models/a.gguf/ctl; cmp - "$A" <&3; ! cmp -s a.gguf "$A"`},
+	{"Nothing of a draft shows in the model before `echo commit >drafts/D/ctl`, which applies all or nothing.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; mkdir drafts/d; cp tensors/output.weight/data /tmp/$$; printf abcd | dd of=drafts/d/tensors/output.weight/data conv=notrunc status=none
+		echo "set x uint8 1" >drafts/d/ctl; cmp tensors/output.weight/data /tmp/$$; rm /tmp/$$; echo commit >drafts/d/ctl; [ "$(head -c 4 tensors/output.weight/data)" = abcd ]; [ "$(cat metadata/x)" = 1 ]; generation 2`},
+	{"If something that a draft changes was changed by another commit since it was staged, the commit fails with EBUSY.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; mkdir drafts/d; t=tensors/output.weight/data; printf abcd | dd of=drafts/d/$t conv=notrunc status=none; printf xyz | dd of=$t conv=notrunc status=none
+		fails "busy" sh -c "exec env echo commit >drafts/d/ctl"; rmdir drafts/d`},
+	{"A change that the policy refuses fails with EPERM, and the event `refused` says which tensor, which value and where.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; echo "reject_nan yes" >policy; head -c $(cat tensors/output_norm.weight/nbytes) /dev/zero | tr '\0' '\377' >/tmp/$$
+		fails "not permitted" cp /tmp/$$ tensors/output_norm.weight/data; rm /tmp/$$; grep refused $BOOT/events.log | grep -q 'output_norm.weight.*NaN at element 0'`},
+
 	{"Looking changes nothing.", `cp "$A" a.gguf; cp $BOOT/events.log before; find $BOOT -type f -exec cat {} + >/dev/null; ls -lR $BOOT >/dev/null; cmp before $BOOT/events.log`},
 	{"Sizes are exact, so `cp`, `tar` and `rsync` work.",
 		`cp "$A" a.gguf; cd $BOOT/models; for f in $(find a.gguf -type f); do [ $(stat -c %s $f) = $(cat $f | wc -c) ]; done`},
