@@ -157,6 +157,7 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 // Write writes through the daemon.
 func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	h := f.handle(in.Fh)
+	h.wrote(in.Pid)
 	if h.n.live == nil {
 		return f.writeRow(cancel, h, in, data)
 	}

@@ -88,6 +88,9 @@ type handle struct {
 	hurry bool     // counted in Store.Hurry
 	dir   *dirRead // directories
 	row   *rowRead // rows
+
+	mu      sync.Mutex      // guards writers
+	writers map[uint32]bool // threads whose writes came through the daemon since the last close
 }
 
 func newFS(rt *vectorboot.Runtime, log *logrus.Logger) *FS {

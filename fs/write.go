@@ -2,7 +2,10 @@ package fs
 
 import (
 	"context"
+	"maps"
+	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -138,6 +141,10 @@ func (f *FS) truncateFixed(n *node, size int64) error {
 // can come several times for one open file.
 func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	h := f.handle(in.Fh)
+	if h.inherited(in.Pid) {
+		return fuse.OK
+	}
+	defer h.flushed()
 	if h.n.live == nil {
 		return f.flushRow(h)
 	}
@@ -145,6 +152,57 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		return fuse.OK
 	}
 	return status(f.judge(h.n, false))
+}
+
+// wrote remembers who writes through a handle, 0 if the kernel does not say.
+func (h *handle) wrote(tid uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.writers == nil {
+		h.writers = map[uint32]bool{}
+	}
+	h.writers[tid] = true
+}
+
+// inherited reports whether the process that closes a file has not written to it
+// while one that has still lives: a child that was forked in the middle of a
+// change, and closes what it inherited, does not end the change. Only writes that
+// come through the daemon are known.
+func (h *handle) inherited(closer uint32) bool {
+	h.mu.Lock()
+	writers := maps.Clone(h.writers)
+	h.mu.Unlock()
+	if closer == 0 || len(writers) == 0 || writers[closer] || writers[0] {
+		return false
+	}
+	p, alive := processOf(closer), false
+	for tid := range writers {
+		q := processOf(tid)
+		if q == p {
+			return false
+		}
+		alive = alive || q != 0
+	}
+	return alive
+}
+
+// flushed forgets who wrote: their change has been looked at.
+func (h *handle) flushed() {
+	h.mu.Lock()
+	h.writers = nil
+	h.mu.Unlock()
+}
+
+// processOf is the process that a thread belongs to, 0 when it is gone.
+func processOf(tid uint32) int {
+	text, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "\nTgid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	pid, _ := strconv.Atoi(strings.TrimSpace(line))
+	return pid
 }
 
 // judge loads a file that was written, if its name makes it a model. Judged
@@ -307,6 +365,7 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	if h.row != nil {
+		f.flushRow(h) // what no close has committed
 		h.row.close()
 	}
 	if h.dir != nil && h.dir.live.dir != nil {

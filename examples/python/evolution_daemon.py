@@ -17,7 +17,7 @@ mean log-probability of each byte's token, given the one before,
 How a runtime answers (examples/rust/vector_boot does):
     1. It opens models/P/session, which attaches it.
     2. It reads "N interrupt 0xff", evaluates the text in output/fitness/text,
-    3. writes {"generation": G, "fitness": F} to output/fitness/P.json,
+    3. writes {"generation": G, "fitness": F} to output/fitness/P.json (P without .gguf),
     4. and then "ack N" to the session.
 G is the generation that it read; an answer for another one is not used.
 """
@@ -210,7 +210,7 @@ class EvolutionDaemonV7:
             self.hung |= attached
             print(f"{model.path}: {e.strerror}", file=sys.stderr)
         try:
-            with open(os.path.join(self.answers, model.path + ".json")) as f:
+            with open(os.path.join(self.answers, model.path.removesuffix(".gguf") + ".json")) as f:
                 answer = json.load(f)
         except (FileNotFoundError, json.JSONDecodeError):
             return None  # it died before it had written one

@@ -141,7 +141,7 @@ fn answer(vb: &mut VectorBoot, request: &Request) -> Result<()> {
             };
             let (generation, fitness) = vb.consistent(|g| fitness(g, &text))?;
             let fitness = fitness?;
-            let file = PathBuf::from(format!("{answers}/{p}.json"));
+            let file = PathBuf::from(format!("{answers}/{}.json", p.trim_end_matches(".gguf")));
             fs::create_dir_all(file.parent().unwrap())?;
             File::create(&file)?
                 .write_all(format!("{{\"generation\": {generation}, \"fitness\": {fitness}}}\n").as_bytes())?;
