@@ -17,7 +17,7 @@ import (
 // committed yet is the writer's alone.
 func (f *FS) openEdit(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if n.ent.Bytes {
-		if err := f.rt.Warm(&fuse.Context{Cancel: cancel}, n.ent.At.Gen.Seg.Node); err != nil {
+		if err := f.rt.WarmAll(&fuse.Context{Cancel: cancel}, n.ent.At.Gen); err != nil {
 			return status(err)
 		}
 	}
@@ -195,7 +195,7 @@ func (f *FS) readersOf(p string) (out []vectorboot.Reader) {
 		switch {
 		case n.live == nil && n.ent.Segment && n.ent.At.Path == p:
 			out = append(out, vectorboot.Reader{PID: h.pid, Generation: n.ent.At.Gen.N})
-		case n.live != nil && n.live.Ino == g.Seg.Ino:
+		case n.live != nil && g.Uses(n.live.Ino):
 			out = append(out, vectorboot.Reader{PID: h.pid, Generation: g.N})
 		}
 	}
@@ -205,14 +205,24 @@ func (f *FS) readersOf(p string) (out []vectorboot.Reader) {
 // patched makes the page cache drop ranges of a segment that were changed in
 // place. Passthrough files need nothing: they are the segment.
 func (f *FS) patched(c vectorboot.Change) {
-	var ids []uint64
+	var ids, wholes []uint64
 	f.mu.Lock()
+	if n := f.byKey[c.Ino]; n != nil { // the last close of who wrote it, if still on the way, has nothing to add
+		n.file.last.Store(&verdict{of: stampOf(n.live)})
+	}
 	for id, n := range f.nodes {
-		if n.file.backing == 0 && (n.live != nil && n.live.Ino == c.Ino || n.live == nil && n.ent.Segment && n.ent.At.Gen.Seg.Ino == c.Ino) {
+		switch {
+		case n.file.backing != 0 || n.live == nil && !n.ent.Segment:
+		case n.live != nil && n.live.Ino == c.Ino, n.live == nil && n.ent.At.Gen.Seg != nil && n.ent.At.Gen.Seg.Ino == c.Ino:
 			ids = append(ids, id)
+		case n.live == nil && n.ent.At.Gen.Uses(c.Ino):
+			wholes = append(wholes, id)
 		}
 	}
 	f.mu.Unlock()
+	for _, id := range wholes {
+		f.srv.InodeNotify(id, 0, 0) // all of it: its offsets are others
+	}
 	for _, id := range ids {
 		for _, d := range c.Data {
 			f.srv.InodeNotify(id, d.Off, d.Bytes)

@@ -82,12 +82,16 @@ func (f *FS) register(seg *shm.Node) int32 {
 
 // openSegment opens model.gguf.
 func (f *FS) openSegment(n *node, pid uint32, out *fuse.OpenOut) fuse.Status {
-	seg := n.ent.At.Gen.Seg.Node
-	if err := f.rt.Warm(bg, seg); err != nil {
+	g := n.ent.At.Gen
+	if err := f.rt.WarmAll(bg, g); err != nil {
 		return status(err)
 	}
-	f.route(n, seg, out)
-	out.Fh = f.open(&handle{n: n, pid: pid, row: &rowRead{view: n.ent.At.Gen}})
+	if g.Seg != nil {
+		f.route(n, g.Seg.Node, out)
+	} else { // computed: no one file could stand behind it
+		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	}
+	out.Fh = f.open(&handle{n: n, pid: pid, row: &rowRead{view: g}})
 	return fuse.OK
 }
 
@@ -239,7 +243,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 // caller; at most 4 GiB - 4096 bytes a request, the reply being 32 bits.
 func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
 	src, dst := f.handle(in.FhIn), f.handle(in.FhOut)
-	if dst.n.live == nil || src.n.live == nil && !src.n.ent.Segment {
+	if dst.n.live == nil || src.n.live == nil && (!src.n.ent.Segment || src.n.ent.At.Gen.Seg == nil) {
 		return 0, fuse.Status(unix.EXDEV) // the caller reads and writes instead
 	}
 	if err := f.touch(dst.n); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if err := flag.Set("rapid.nofailfile", "true"); err != nil { // the seed is enough
+		panic(err)
+	}
 	goleak.VerifyTestMain(m)
 }
 

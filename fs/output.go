@@ -12,12 +12,13 @@ import (
 )
 
 func (f *FS) lookupLive(p *node, tid uint32, name string, out *fuse.EntryOut) fuse.Status {
-	if s := f.sent(tid, p, name); s != nil {
-		return f.entry(s, 0, out)
-	}
 	child, err := p.live.Lookup(name)
 	if err != nil {
 		return status(err)
+	}
+	if s := f.sent(tid, p, name, child); s != nil {
+		child.Close()
+		return f.entry(s, 0, out)
 	}
 	return f.entry(f.intern(child, p, name), nameTTL, out)
 }
@@ -286,11 +287,22 @@ func (f *FS) rename(p, q *node, oldName, newName string, flags uint32) ([]vector
 		f.mark(to)
 		return f.rt.Swap(from, to, a.g, b.g), nil
 	}
+	f.placed(a.ino, q, newName)
 	changes := f.settleNames(a, from, to)
 	if s := f.rt.Source(); s != nil {
 		s.Renamed(from, to)
 	}
 	return changes, nil
+}
+
+// placed notes where a file is now, for files with several names.
+func (f *FS) placed(ino uint64, dir *node, name string) {
+	f.mu.Lock()
+	n := f.byKey[ino]
+	f.mu.Unlock()
+	if n != nil {
+		n.at.Store(&place{dir, name})
+	}
 }
 
 // refused records why a rename made no model; other errors have no model to blame.
@@ -312,6 +324,7 @@ func renamePaths(p, q *node, oldName, newName string) (from, to string, err erro
 
 // moving is a name on its way.
 type moving struct {
+	ino   uint64
 	dir   bool
 	model bool                   // a model already, under the old name
 	g     *vectorboot.Generation // becomes a model by the new name
@@ -330,9 +343,9 @@ func (f *FS) prepare(dir *shm.Node, name, from, to string) (moving, error) {
 		return moving{}, err
 	}
 	defer n.Close()
-	m := moving{dir: n.Type == unix.S_IFDIR}
+	m := moving{ino: n.Ino, dir: n.Type == unix.S_IFDIR}
 	if g := f.rt.Acquire(from); g != nil {
-		m.model = g.Seg.Ino == n.Ino
+		m.model = g.Seg != nil && g.Seg.Ino == n.Ino
 		g.Release()
 	}
 	if !m.model {

@@ -160,6 +160,9 @@ func rowType(e tree.Entry) uint32 {
 // made the change, without locks, before that caller is answered.
 func (f *FS) changed(c vectorboot.Change) {
 	const models = "vector_boot/models"
+	if whole, _, _, ok := vectorboot.Whole(c.Path); ok {
+		f.changed(vectorboot.Change{Path: whole, Gone: true})
+	}
 	dir := path.Join(models, c.Path)
 	if len(c.Data) > 0 {
 		f.patched(c)

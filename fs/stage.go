@@ -23,6 +23,7 @@ type stage struct {
 	dir  *shm.Node // where the name is; follows renames
 	base string
 	tid  uint32 // the thread that was sent back to find it
+	of   uint64 // inode number of the model that it will replace
 	born time.Time
 
 	// guarded by n.file.mu
@@ -49,7 +50,7 @@ func (f *FS) redirect(n *node, tid uint32, trunc bool) error {
 	if !ok {
 		return unix.ESTALE // replaced and gone: look again
 	}
-	s := &stage{base: path.Base(p), tid: tid, born: time.Now(), copy: !trunc, file: f.store.StageName()}
+	s := &stage{base: path.Base(p), tid: tid, of: n.live.Ino, born: time.Now(), copy: !trunc, file: f.store.StageName()}
 	var err error
 	if s.dir, err = f.store.Live.Walk(path.Dir(p)); err != nil {
 		return err
@@ -99,16 +100,35 @@ func keepTimes(to, from *shm.Node) error {
 	return to.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
 }
 
-// sent is the stage that a thread was sent back to find under a name.
-func (f *FS) sent(tid uint32, dir *node, name string) *node {
+// sent is the stage that a thread was sent back to find, if the name stands for
+// the model that it wants to write. Only now is it known by which of its names.
+func (f *FS) sent(tid uint32, dir *node, name string, child *shm.Node) *node {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	s := f.staged[tid]
-	if s == nil || s.base != name || s.dir.Ino != dir.live.Ino {
+	if s == nil || s.of != child.Ino {
+		f.mu.Unlock()
 		return nil
 	}
 	s.n.lookups++
+	f.mu.Unlock()
+	f.bind(s, dir, name)
 	return s.n
+}
+
+// bind says under which name a stage will be shown.
+func (f *FS) bind(s *stage, dir *node, name string) {
+	d, err := dir.live.Dup()
+	if err != nil {
+		return // it stays with the name that was guessed
+	}
+	s.n.file.mu.Lock()
+	s.dir.Close()
+	s.dir, s.base = d, name
+	p, ok := s.path()
+	s.n.file.mu.Unlock()
+	if ok && !s.copy {
+		f.rt.NoteTarget(s.n.live, p)
+	}
 }
 
 // arrive is the second try: the stage of the node, if it is one.

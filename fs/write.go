@@ -264,12 +264,12 @@ func said(v *verdict) error {
 // Store.Stage, "" if they are at p already. Caller holds file.mu.
 func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, []renamed, error) {
 	g, err := vectorboot.Judge(bytes)
-	before := said(n.file.last.Swap(&verdict{now, err}))
+	before := n.file.last.Swap(&verdict{now, err})
 	if s := n.file.stage; s != nil {
 		s.dirty = false
 	}
 	if err != nil {
-		if before != nil && before.Error() == err.Error() {
+		if before != nil && before.of == now && before.err != nil && before.err.Error() == err.Error() {
 			return nil, nil, err // known
 		}
 		return f.rt.Fail(p, err), f.keepRejected(n, bytes), err

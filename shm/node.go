@@ -91,7 +91,7 @@ func (n *Node) Path() (string, bool) {
 		same := unix.Fstat(n.fd, &a) == nil && a.Nlink > 0 &&
 			unix.Lstat(filepath.Join(n.s.Root, n.s.strip(p)), &b) == nil && a.Ino == b.Ino
 		if !same {
-			return "", false
+			return n.s.find(n.s.Live, ".", a)
 		}
 	}
 	p = n.s.strip(p)
@@ -99,6 +99,36 @@ func (n *Node) Path() (string, bool) {
 		return ".", true
 	}
 	return strings.CutPrefix(p, "/live/")
+}
+
+// find looks for another name of a file that lost the one it was opened by.
+func (s *Store) find(dir *Node, at string, st unix.Stat_t) (string, bool) {
+	if st.Nlink == 0 {
+		return "", false
+	}
+	ents, err := dir.Names()
+	if err != nil {
+		return "", false
+	}
+	for _, e := range ents {
+		p := filepath.Join(at, e.Name)
+		if e.Ino == st.Ino {
+			return p, true
+		}
+		if e.Type != unix.S_IFDIR {
+			continue
+		}
+		sub, err := dir.Lookup(e.Name)
+		if err != nil {
+			continue
+		}
+		p, ok := s.find(sub, p, st)
+		sub.Close()
+		if ok {
+			return p, true
+		}
+	}
+	return "", false
 }
 
 // strip removes the root: the detached mount of a private store shows paths

@@ -87,6 +87,16 @@ func TestPathFollowsRenames(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("y (deleted)", true)
+	if err := s.Live.Link(n, "z"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Live.Unlink("y (deleted)"); err != nil {
+		t.Fatal(err)
+	}
+	check("z", true) // the name it was opened by is gone
+	if err := s.Live.Rename("z", s.Live, "y (deleted)", 0); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Live.Unlink("y (deleted)"); err != nil {
 		t.Fatal(err)
 	}

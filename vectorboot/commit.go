@@ -40,6 +40,10 @@ var ErrConflict = errors.New("changed by somebody else meanwhile")
 // is completed by the next. A change of keys, or of a file that two models share,
 // makes a new segment instead; who has the old one mapped keeps it.
 func (rt *Runtime) Commit(p string, tensors []TensorEdit, keys []KeyEdit) error {
+	p, err := rt.shardOf(p, tensors, keys)
+	if err != nil {
+		return err
+	}
 	changes, err := rt.commit(p, tensors, keys)
 	if err != nil {
 		rt.Events.Add(Event{Event: "refused", Model: p, Error: oneLine(err.Error())})
@@ -67,7 +71,7 @@ func (rt *Runtime) tryCommit(p string, tensors []TensorEdit, keys []KeyEdit) (ch
 	rt.change.Lock()
 	unlock := sync.OnceFunc(rt.change.Unlock)
 	defer unlock()
-	g := rt.Acquire(p)
+	g, _ := rt.acquire(p)
 	if g == nil {
 		return nil, false, ErrNoModel
 	}

@@ -34,7 +34,14 @@ func (rt *Runtime) Evict(p string) error {
 		return ErrNoModel
 	}
 	defer g.Release()
+	for _, part := range g.parts {
+		if err := rt.Evict(part.Path); err != nil {
+			return err
+		}
+	}
 	switch {
+	case g.parts != nil:
+		return nil
 	case rt.source == nil:
 		return fmt.Errorf("%w: %w", ErrNoSource, unix.EOPNOTSUPP)
 	case g.Cold:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -33,7 +34,8 @@ func (s *Segment) drop() {
 	}
 }
 
-// Generation is one version of a model: a segment and what its header says.
+// Generation is one version of a model: a segment and what its header says. Of a
+// model in several files it has no segment, but their generations.
 // Everything in it is immutable after Publish.
 type Generation struct {
 	N      uint64
@@ -43,6 +45,9 @@ type Generation struct {
 	Cold   bool // the bytes are not in memory: Seg is a placeholder
 	Loaded time.Time
 	Took   time.Duration // from the end of writing to readable, or of filling
+
+	parts []*Generation // of a whole: its shards, held while refs is not 0
+	view  ggufview.View // of a whole: its bytes
 
 	refs   atomic.Int32
 	memo   sync.Map // results of Once, by key
@@ -110,9 +115,14 @@ func (g *Generation) Acquire() { g.refs.Add(1) }
 
 // Release drops a holder; the last one ends the mapping.
 func (g *Generation) Release() {
-	if g.refs.Add(-1) == 0 {
-		g.Seg.drop()
+	if g.refs.Add(-1) > 0 {
+		return
 	}
+	if g.Seg == nil {
+		release(g.parts)
+		return
+	}
+	g.Seg.drop()
 }
 
 // clone shares the segment; the registry's hold on g passes to the clone.
@@ -159,9 +169,29 @@ func (g *Generation) Once(key any, compute func() (any, error)) (any, error) {
 	return v, err
 }
 
-// Bytes is the mapped file; nil while cold.
+// Shards are the generations that a whole consists of; they are held with it.
+func (g *Generation) Shards() []*Generation { return g.parts }
+
+// Segments are the files that hold the bytes.
+func (g *Generation) Segments() []*Segment {
+	if g.Seg != nil {
+		return []*Segment{g.Seg}
+	}
+	out := make([]*Segment, len(g.parts))
+	for i, part := range g.parts {
+		out[i] = part.Seg
+	}
+	return out
+}
+
+// Uses reports whether the file of this inode holds bytes of the generation.
+func (g *Generation) Uses(ino uint64) bool {
+	return slices.ContainsFunc(g.Segments(), func(s *Segment) bool { return s.Ino == ino })
+}
+
+// Bytes is the mapped file; nil while cold, and of a whole.
 func (g *Generation) Bytes() []byte {
-	if g.Seg.m == nil {
+	if g.Seg == nil || g.Seg.m == nil {
 		return nil
 	}
 	return g.Seg.m.Bytes
@@ -169,6 +199,9 @@ func (g *Generation) Bytes() []byte {
 
 // Slice gives the mapped bytes of a range (ggufview.Slicer).
 func (g *Generation) Slice(off, n int64) ([]byte, bool) {
+	if g.Seg == nil {
+		return g.view.(ggufview.Slicer).Slice(off, n)
+	}
 	b := g.Bytes()
 	if off < 0 || n < 0 || off > int64(len(b)) || n > int64(len(b))-off {
 		return nil, false
@@ -177,7 +210,12 @@ func (g *Generation) Slice(off, n int64) ([]byte, bool) {
 }
 
 // ReadAt reads the file's bytes.
-func (g *Generation) ReadAt(p []byte, off int64) (int, error) { return g.Seg.Node.ReadAt(p, off) }
+func (g *Generation) ReadAt(p []byte, off int64) (int, error) {
+	if g.Seg == nil {
+		return g.view.ReadAt(p, off)
+	}
+	return g.Seg.Node.ReadAt(p, off)
+}
 
 // Size is the file's size in bytes.
 func (g *Generation) Size() int64 { return g.Info.Size }

@@ -12,10 +12,14 @@ func (rt *Runtime) Remove(p string) []Change {
 	m := rt.models[p]
 	delete(rt.models, p)
 	rt.retire(p)
+	if whole, _, _, ok := Whole(p); ok {
+		rt.retire(whole)
+	}
 	rt.mu.Unlock()
 	if m == nil {
 		return nil
 	}
+	rt.joined.forget(p)
 	rt.end(m)
 	if m.cur != nil {
 		rt.Events.Add(Event{Event: "unload", Model: p, Generation: m.cur.N})
@@ -65,7 +69,7 @@ func below(p, dir string) (rest string, ok bool) {
 // as its next generation: who waits for it, waits for the name.
 func (rt *Runtime) Move(from, to string) (changes []Change) {
 	if rt.Known(to) {
-		g := rt.Acquire(from)
+		g, _ := rt.acquire(from)
 		changes = rt.Remove(from)
 		if g == nil {
 			return append(changes, rt.Remove(to)...)
@@ -84,6 +88,7 @@ func (rt *Runtime) Move(from, to string) (changes []Change) {
 	}
 	rt.mu.Unlock()
 	for p, q := range moved {
+		rt.joined.forget(p)
 		// Without the file under the new name a crash makes readers map it again.
 		_ = rt.store.Control.Rename(controlName(p), rt.store.Control, controlName(q), 0)
 		rt.Events.Add(Event{Event: "rename", Model: q, From: p})

@@ -80,6 +80,8 @@ type Runtime struct {
 	active string
 	chosen bool // active was set by a command: a newer load does not take it
 
+	joined joined // headers of models in several files
+
 	observe func(Change)
 	pass    atomic.Bool
 	readers func(string) []Reader
@@ -333,13 +335,25 @@ func (rt *Runtime) Fixed(n *shm.Node) bool {
 // Acquire returns the current generation of a model, nil when it has none. The
 // caller releases it.
 func (rt *Runtime) Acquire(p string) *Generation {
+	g, known := rt.acquire(p)
+	if !known {
+		g, _ = rt.acquireWhole(p)
+	}
+	return g
+}
+
+// acquire is Acquire for models in one file; known is false if there is none.
+func (rt *Runtime) acquire(p string) (g *Generation, known bool) {
 	rt.mu.RLock()
 	defer rt.mu.RUnlock()
-	if m := rt.models[p]; m != nil && m.cur != nil {
-		m.cur.Acquire()
-		return m.cur
+	m := rt.models[p]
+	if m == nil {
+		return nil, false
 	}
-	return nil
+	if m.cur != nil {
+		m.cur.Acquire()
+	}
+	return m.cur, true
 }
 
 // Info is a snapshot of a model for the status files.
@@ -357,7 +371,7 @@ func (rt *Runtime) Info(p string) (Info, bool) {
 	m := rt.models[p]
 	if m == nil {
 		rt.mu.RUnlock()
-		return Info{}, false
+		return rt.wholeInfo(p)
 	}
 	i := Info{Path: p, State: m.state, Error: m.failed}
 	in := m.in
@@ -399,7 +413,7 @@ func progress(n *shm.Node) (have, want int64) {
 	return have, want
 }
 
-// Paths lists the models in order of name.
+// Paths lists the models, wholes too, in order of name.
 func (rt *Runtime) Paths() []string {
 	rt.mu.RLock()
 	defer rt.mu.RUnlock()
@@ -407,6 +421,7 @@ func (rt *Runtime) Paths() []string {
 	for p := range rt.models {
 		out = append(out, p)
 	}
+	out = rt.addWholes(out)
 	sort.Strings(out)
 	return out
 }
@@ -423,20 +438,24 @@ var ErrNoModel = errors.New("no such model is loaded")
 
 // Activate chooses the active model; "" lets the newest load be active again.
 func (rt *Runtime) Activate(p string) error {
+	if p != "" {
+		g := rt.Acquire(p) // it may go away from now on, as it may later
+		if g == nil {
+			return ErrNoModel
+		}
+		g.Release()
+	}
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	if p == "" {
 		rt.chosen = false
 		return nil
 	}
-	if m := rt.models[p]; m == nil || m.cur == nil {
-		return ErrNoModel
-	}
 	rt.active, rt.chosen = p, true
 	return nil
 }
 
-// Known reports whether there is a model of that name, whatever its state.
+// Known reports whether there is a model of that name in one file, whatever its state.
 func (rt *Runtime) Known(p string) bool {
 	rt.mu.RLock()
 	defer rt.mu.RUnlock()

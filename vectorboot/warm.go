@@ -43,6 +43,16 @@ func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
 	return nil
 }
 
+// WarmAll is Warm for every file of a generation.
+func (rt *Runtime) WarmAll(ctx context.Context, g *Generation) error {
+	for _, s := range g.Segments() {
+		if err := rt.Warm(ctx, s.Node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Load brings a cold model into memory.
 func (rt *Runtime) Load(ctx context.Context, p string) error {
 	g := rt.Acquire(p)
@@ -50,7 +60,7 @@ func (rt *Runtime) Load(ctx context.Context, p string) error {
 		return ErrNoModel
 	}
 	defer g.Release()
-	return rt.Warm(ctx, g.Seg.Node)
+	return rt.WarmAll(ctx, g)
 }
 
 // Sync waits until SOURCE has everything.

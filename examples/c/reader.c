@@ -10,7 +10,7 @@
  * s? Then all that was read is of one generation.
  *
  * --until G    read until generation G was read
- * --count N    read N generations, waiting for each on the doorbell
+ * --count N    read N generations, waiting for each on the doorbell, and say so
  * --uniform    check that all tensors are F32 and every value is the number of the
  *              generation: what a writer made that is to be caught with torn reads
  *
@@ -149,24 +149,26 @@ static int uniform(const struct reader *r, uint64_t generation)
 	return 1;
 }
 
-/* attempt reads all tensors once. 0: it has to be repeated. */
-static int attempt(struct reader *r, uint64_t *generation)
+enum result { NOT_NOW, MIXED, WHOLE };
+
+/* attempt reads all tensors once. What is not WHOLE may not be used. */
+static enum result attempt(struct reader *r, uint64_t *generation)
 {
 	struct control *c = r->control;
 	uint64_t s = atomic_load_explicit(&c->sequence, memory_order_acquire);
 	if (s % 2) {
 		sched_yield();
-		return 0;
+		return NOT_NOW;
 	}
 	if (atomic_load_explicit(&c->segment, memory_order_relaxed) != r->segment) {
 		map_model(r);
-		return 0;
+		return NOT_NOW;
 	}
 	*generation = atomic_load_explicit(&c->generation, memory_order_relaxed);
 	for (int i = 0; i < r->count; i++)
 		copy_words(r->tensors[i].copy, r->map + r->tensors[i].offset, r->tensors[i].bytes);
 	atomic_thread_fence(memory_order_acquire);
-	return atomic_load_explicit(&c->sequence, memory_order_relaxed) == s;
+	return atomic_load_explicit(&c->sequence, memory_order_relaxed) == s ? WHOLE : MIXED;
 }
 
 /* wait_for waits until the doorbell has rung since it was seen. */
@@ -208,16 +210,20 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	while (until ? last < until : seen < count) {
 		uint32_t bell = atomic_load_explicit(&r.control->doorbell, memory_order_acquire);
-		while (!attempt(&r, &generation)) {
+		enum result result;
+		while ((result = attempt(&r, &generation)) != WHOLE) {
 			retries++;
-			if (check && !uniform(&r, generation))
+			if (check && result == MIXED && !uniform(&r, generation))
 				mixed++;
 		}
 		reads++;
 		if (check && !uniform(&r, generation))
 			torn++;
-		if (generation != last)
+		if (generation != last) {
 			seen++;
+			if (count)
+				printf("generation %lu\n", (unsigned long)generation), fflush(stdout);
+		}
 		last = generation;
 		if (count && seen < count)
 			wait_for(r.control, bell);

@@ -28,6 +28,7 @@ import math
 import os
 import sys
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
 import numpy as np
 
 TEXT = "The brain changes the model, the body answers, and what predicts better stays."
@@ -54,11 +55,15 @@ class Model:
     def sessions(self):
         return set(os.listdir(os.path.join(self.dir, "sessions")))
 
+    def stored(self, name):
+        """The file of a tensor's values, their type and shape. Types that NumPy does not have go through f32."""
+        info = json.loads(self.text(f"tensors/{name}/info.json"))
+        dtype = info["numpy_dtype"]
+        return ("data", dtype, info["shape"]) if dtype else ("f32", "<f4", info["shape"])
+
     def tensor(self, name):
-        base = os.path.join(self.dir, "tensors", name)
-        with open(base + "/shape") as f:
-            shape = [int(n) for n in f.read().split()]
-        return np.fromfile(base + "/f32", "<f4").reshape(shape)
+        file, dtype, shape = self.stored(name)
+        return np.fromfile(os.path.join(self.dir, "tensors", name, file), dtype).reshape(shape).astype(np.float32)
 
     def max_change(self):
         """How far a guard lets a value move, as a part of the largest one; 0: any."""
@@ -86,8 +91,9 @@ class Model:
         os.mkdir(draft)
         try:
             for name, values in tensors.items():
-                with open(f"{draft}/tensors/{name}/f32", "wb", buffering=0) as f:
-                    write_all(f, values.astype("<f4").tobytes())
+                file, dtype, _ = self.stored(name)
+                with open(f"{draft}/tensors/{name}/{file}", "wb", buffering=0) as f:
+                    write_all(f, values.astype(dtype).tobytes())
             self.command("drafts/evolution/ctl", "commit")
         finally:
             os.rmdir(draft)  # empty after a commit; otherwise this aborts it

@@ -55,13 +55,13 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Keep: true, Doc: "where every tensor lies"},
 	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Keep: true, Doc: "every key with its type"},
 	{Name: "metadata", Mode: 0o555, Find: findKey, List: listKeys, Gen: true, Doc: "a file per key: string, number or JSON array"},
-	{Name: "control", Mode: 0o666, Page: true, Gen: true, Doc: "4096 shared bytes: sequence, generation, doorbell"},
-	{Name: "wait", Mode: 0o444, Stream: openWait, Live: true, Quiet: true, Doc: "read() waits for a new generation (not listed)"},
-	{Name: "session", Mode: 0o666, Stream: openSession, Live: true, Quiet: true, Doc: "open to attach; read, write ack N (not listed)"},
-	{Name: "sessions", Mode: 0o555, Find: findSession, List: listSessions, Live: true},
+	{Name: "control", Mode: 0o666, Page: true, Gen: true, Only: inOneFile, Doc: "4096 shared bytes: sequence, generation, doorbell"},
+	{Name: "wait", Mode: 0o444, Stream: openWait, Live: true, Quiet: true, Only: inOneFile, Doc: "read() waits for a new generation (not listed)"},
+	{Name: "session", Mode: 0o666, Stream: openSession, Live: true, Quiet: true, Only: inOneFile, Doc: "open to attach; read, write ack N (not listed)"},
+	{Name: "sessions", Mode: 0o555, Find: findSession, List: listSessions, Live: true, Only: inOneFile},
 	{Name: "readers", Mode: 0o444, Show: showReaders, Live: true, Doc: "who is attached; who has the bytes open or mapped"},
-	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Doc: "guards of changes"},
-	{Name: "drafts", Mode: 0o777, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Doc: "mkdir one, stage changes, echo commit >ctl"},
+	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Only: inOneFile, Doc: "guards of changes"},
+	{Name: "drafts", Mode: 0o777, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Only: inOneFile, Doc: "mkdir one, stage changes, echo commit >ctl"},
 	{Name: "tensors", Mode: 0o555, Find: findTensor, List: listTensors, Gen: true, Doc: "a directory per tensor:"},
 }}
 
@@ -145,6 +145,9 @@ func listModels(at At) (names []string) {
 	}
 	return names
 }
+
+// inOneFile: what belongs to a segment or to a name in output/.
+func inOneFile(at At) bool { return at.RT.Known(at.Path) }
 
 // ModelNames are the fixed names in models/P.
 func ModelNames() []string {

@@ -15,7 +15,7 @@ type reportSize struct{}
 func dataReport(at At) (ggufview.View, error) {
 	f := at.Gen.Info
 	size, err := at.Gen.Once(reportSize{}, func() (any, error) {
-		b, err := f.Report(at.Path, nil, nil)
+		b, err := f.Report(at.Path, parts(at), nil)
 		return int64(len(b)), err
 	})
 	if err != nil {
@@ -30,7 +30,15 @@ func dataReport(at At) (ggufview.View, error) {
 			}
 			stats = append(stats, s)
 		}
-		b, err := f.Report(at.Path, nil, stats)
+		b, err := f.Report(at.Path, parts(at), stats)
 		return ggufview.Bytes(b), err
 	}), nil
+}
+
+// parts are the files of a model that has several.
+func parts(at At) (out []ggufview.Part) {
+	for _, g := range at.Gen.Shards() {
+		out = append(out, ggufview.Part{Name: g.Path, Bytes: g.Info.Size, Tensors: len(g.Info.Tensors)})
+	}
+	return out
 }

@@ -207,7 +207,7 @@ func showLayout(at At) ([]byte, error) {
 		DataOffset int64   `json:"data_offset"`
 		Segment    segment `json:"segment"`
 	}{1, g.Path, g.N, f.Version, order, f.Alignment, f.Architecture(), f.Size, f.DataOffset,
-		segment{Path: path.Join(at.RT.Store().Root, "live", g.Path), Bytes: f.Size}})
+		segment{Path: segmentPath(at), Bytes: f.Size}})
 	if err != nil {
 		return nil, err
 	}
@@ -216,9 +216,17 @@ func showLayout(at At) ([]byte, error) {
 }
 
 type segment struct {
-	Path  string  `json:"path"`
+	Path  *string `json:"path"`     // null: there is no one file that has all the bytes
 	Name  *string `json:"shm_name"` // for shm_open(3); null: the segment is not directly in /dev/shm
 	Bytes int64   `json:"bytes"`
+}
+
+func segmentPath(at At) *string {
+	if at.Gen.Seg == nil {
+		return nil
+	}
+	p := path.Join(at.RT.Store().Root, "live", at.Gen.Path)
+	return &p
 }
 
 // Usage and execution of commands: one table each for the runtime and a model.

@@ -5,6 +5,7 @@ package tree
 
 import (
 	"context"
+	"encoding/binary"
 	"io/fs"
 	"path"
 	"strconv"
@@ -116,7 +117,8 @@ func (e Entry) Lookup(name string) (Entry, error) {
 		if at.Gen = at.RT.Acquire(at.Path); at.Gen == nil {
 			return Entry{}, fs.ErrNotExist
 		}
-		id += "@" + strconv.FormatUint(at.Gen.N, 10) + "." + strconv.FormatUint(at.Gen.Seg.Ino, 36)
+		id += "@" + strconv.FormatUint(at.Gen.N, 10)
+		id += "." + strconv.FormatUint(segments(at.Gen), 36)
 	}
 	e = Entry{Row: row, At: at, ID: id}
 	if !e.exists() {
@@ -124,6 +126,19 @@ func (e Entry) Lookup(name string) (Entry, error) {
 		return Entry{}, fs.ErrNotExist
 	}
 	return e, nil
+}
+
+// segments is a number for the files that a generation consists of.
+func segments(g *vectorboot.Generation) uint64 {
+	list := g.Segments()
+	if len(list) == 1 {
+		return list[0].Ino
+	}
+	var b []byte
+	for _, s := range list {
+		b = binary.LittleEndian.AppendUint64(b, s.Ino)
+	}
+	return xxhash.Sum64(b)
 }
 
 func (e Entry) exists() bool { return e.Only == nil || e.Only(e.At) }
@@ -165,7 +180,7 @@ func (e Entry) Names() []string {
 // Open is Content for a reader.
 func (e Entry) Open(ctx context.Context) (ggufview.View, error) {
 	if e.Bytes {
-		if err := e.At.RT.Warm(ctx, e.At.Gen.Seg.Node); err != nil {
+		if err := e.At.RT.WarmAll(ctx, e.At.Gen); err != nil {
 			return nil, err
 		}
 	}
@@ -237,13 +252,7 @@ func (e Entry) own(a *Attr) {
 	if e.At.Path == "" {
 		return
 	}
-	var st unix.Stat_t
-	var err error
-	if e.At.Gen != nil {
-		st, err = e.At.Gen.Seg.Node.Stat()
-	} else {
-		st, err = e.statPath()
-	}
+	st, err := e.stat()
 	if err != nil {
 		return
 	}
@@ -261,11 +270,45 @@ func (e Entry) own(a *Attr) {
 	a.Mode &= perm | fs.ModeType
 }
 
-func (e Entry) statPath() (st unix.Stat_t, err error) {
-	n, err := e.At.RT.Store().Live.Walk(e.At.Path)
-	if err != nil {
-		return st, err
+// stat is the file that the entry describes. Of several files it is the first,
+// with the permissions that all of them give.
+func (e Entry) stat() (all unix.Stat_t, err error) {
+	if e.At.Gen != nil {
+		for i, s := range e.At.Gen.Segments() {
+			st, err := s.Node.Stat()
+			if err != nil {
+				return all, err
+			}
+			narrow(&all, st, i == 0)
+		}
+		return all, nil
 	}
-	defer n.Close()
-	return n.Stat()
+	for i, p := range e.At.RT.Files(e.At.Path) {
+		n, err := e.At.RT.Store().Live.Walk(p)
+		if err != nil {
+			return all, err
+		}
+		st, err := n.Stat()
+		n.Close()
+		if err != nil {
+			return all, err
+		}
+		narrow(&all, st, i == 0)
+	}
+	return all, nil
+}
+
+// narrow takes from all what st does not give to the same owner and group.
+func narrow(all *unix.Stat_t, st unix.Stat_t, first bool) {
+	if first {
+		*all = st
+		return
+	}
+	if all.Uid != st.Uid {
+		st.Mode &^= 0o700
+	}
+	if all.Gid != st.Gid {
+		st.Mode &^= 0o070
+	}
+	all.Mode &= st.Mode | unix.S_IFMT
 }

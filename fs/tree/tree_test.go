@@ -3,6 +3,7 @@ package tree
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -105,8 +106,12 @@ func TestFS(t *testing.T) {
 		s := sample()
 		s.BigEndian = true
 		load(t, rt, "big.gguf", built(t, s))
+		for i, b := range shards(t) {
+			load(t, rt, fmt.Sprintf("many-%05d-of-00002.gguf", i+1), b)
+		}
 		err := fstest.TestFS(FS{rt}, "README", "models/sub/dir/adapter.gguf/tensors", "models/hostile.gguf/metadata/a%2Fb",
-			"models/hostile.gguf/tensors/%/data", "models/hostile.gguf/tensors/%2E%2E/raw.npy", "models/big.gguf/tensors/q/f32.npy")
+			"models/hostile.gguf/tensors/%/data", "models/hostile.gguf/tensors/%2E%2E/raw.npy", "models/big.gguf/tensors/q/f32.npy",
+			"models/many.gguf/model.gguf", "models/many.gguf/tensors/norm/f32", "models/many.gguf/report.html")
 		if err != nil {
 			t.Fatal(err)
 		}

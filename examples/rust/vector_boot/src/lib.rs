@@ -11,6 +11,7 @@ mod sys;
 pub use fitness::fitness;
 pub use gguf::{type_name, Error, Gguf, TensorInfo, Value};
 pub use session::{Bell, Request, Session};
+pub use sys::pin;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

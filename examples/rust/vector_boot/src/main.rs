@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         ["session", dir] => serve(dir),
         ["pingpong", model] => pingpong::run(model, 2000),
         ["pingpong", model, rounds] => rounds.parse().map_err(Into::into).and_then(|n| pingpong::run(model, n)),
-        ["pingpong-peer", way, model] => pingpong::peer(way, model),
+        ["pingpong-peer", way, place, model] => pingpong::peer(way, place, model),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(1);

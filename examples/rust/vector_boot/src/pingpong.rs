@@ -7,15 +7,21 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vector_boot::{Bell, Session, VectorBoot};
+use vector_boot::{pin, Bell, Session, VectorBoot};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const WAYS: [&str; 3] = ["pipes", "session", "futex"];
+/// Where the two processes run: as the kernel likes, on one processor, or on two.
+/// A pipe is several times faster on one. The daemon runs where it likes.
+const PLACES: [(&str, Option<[usize; 2]>); 3] = [("any", None), ("one", Some([0, 0])), ("two", Some([0, 1]))];
 const BLOCK: usize = 100; // rounds of one way before the next one's turn
 
 /// The other process. It says when it is ready; it ends with its input or by kill.
-pub fn peer(way: &str, model: &str) -> Result<()> {
+pub fn peer(way: &str, place: &str, model: &str) -> Result<()> {
+    if let Some((_, Some(cpus))) = PLACES.iter().find(|p| p.0 == place) {
+        pin(cpus[1])?;
+    }
     let vb = VectorBoot::load(model)?;
     let mut out = std::io::stdout().lock();
     let ready = |out: &mut std::io::StdoutLock| writeln!(out, "ready").and_then(|()| out.flush());
@@ -52,9 +58,9 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(way: &str, model: &str) -> Result<Peer> {
+    fn start(way: &str, place: &str, model: &str) -> Result<Peer> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["pingpong-peer", way, model])
+            .args(["pingpong-peer", way, place, model])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -85,15 +91,32 @@ impl Drop for Peer {
     }
 }
 
-/// Prints the median and the 99th percentile of each way, in microseconds. A
-/// peer is there only in its own turn: sessions would all be asked otherwise.
+/// Prints the median and the 99th percentile of each way, in microseconds, and
+/// the ratio to the pipes.
 pub fn run(model: &str, rounds: usize) -> Result<()> {
+    println!("cpus\tway\tmedian_us\tp99_us\tratio");
+    for (place, cpus) in PLACES {
+        // A thread of its own: it can be pinned, and the next one is free again.
+        let pinned = std::thread::scope(|s| {
+            s.spawn(|| {
+                cpus.map_or(Ok(()), |c| pin(c[0])).map_err(|e| e.to_string())?;
+                run_at(place, model, rounds).map_err(|e| e.to_string())
+            })
+            .join()
+        });
+        pinned.map_err(|_| "the measuring thread has died")??;
+    }
+    Ok(())
+}
+
+fn run_at(place: &str, model: &str, rounds: usize) -> Result<()> {
     let vb = VectorBoot::load(model)?;
     let mut ctl = OpenOptions::new().write(true).open(vb.dir().join("ctl"))?;
     let mut times: [Vec<Duration>; 3] = Default::default();
     while times[0].len() < rounds {
         for (way, times) in WAYS.iter().zip(&mut times) {
-            let mut peer = Peer::start(way, model)?;
+            // A peer is there only in its own turn: all sessions are asked.
+            let mut peer = Peer::start(way, place, model)?;
             for i in 0..BLOCK + BLOCK / 10 {
                 let begin = Instant::now();
                 match *way {
@@ -107,14 +130,13 @@ pub fn run(model: &str, rounds: usize) -> Result<()> {
             }
         }
     }
-    println!("way\tmedian_us\tp99_us\tratio");
     let us = |d: Duration| d.as_nanos() as f64 / 1000.0;
     let mut base = 0.0;
     for (way, t) in WAYS.iter().zip(&mut times) {
         t.sort();
         let (median, p99) = (us(t[t.len() / 2]), us(t[t.len() * 99 / 100]));
         base = if base == 0.0 { median } else { base };
-        println!("{way}\t{median:.1}\t{p99:.1}\t{:.2}", median / base);
+        println!("{place}\t{way}\t{median:.1}\t{p99:.1}\t{:.2}", median / base);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ extern "C" {
     fn mmap(addr: *mut c_void, len: usize, prot: i32, flags: i32, fd: i32, off: i64) -> *mut c_void;
     fn munmap(addr: *mut c_void, len: usize) -> i32;
     fn syscall(number: i64, ...) -> i64;
+    fn sched_setaffinity(pid: i32, size: usize, mask: *const u64) -> i32;
 }
 
 const PROT_READ: i32 = 1;
@@ -61,4 +62,12 @@ pub fn futex_wait(word: &AtomicU32, seen: u32) {
 /// Wakes everybody who waits on the word.
 pub fn futex_wake(word: &AtomicU32) {
     unsafe { syscall(SYS_FUTEX, word as *const AtomicU32, FUTEX_WAKE, i32::MAX) };
+}
+
+/// Keeps this thread on one of the first 64 processors.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    match unsafe { sched_setaffinity(0, 8, &(1 << cpu)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
