@@ -154,8 +154,11 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	} else {
 		k, err = h.row.read(cancel, buf, int64(in.Offset))
 	}
+	if err != nil {
+		return nil, status(err) // with a result, go-fuse would answer with success
+	}
 	f.rt.Stats.BytesRead.Add(int64(k))
-	return fuse.ReadResultData(buf[:k]), status(err)
+	return fuse.ReadResultData(buf[:k]), fuse.OK
 }
 
 // Write writes through the daemon.

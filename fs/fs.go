@@ -140,16 +140,7 @@ func (f *FS) node(id uint64) *node {
 
 // intern makes or finds the node of a live file and counts a lookup. It takes over n.
 func (f *FS) intern(n *shm.Node, dir *node, name string) *node {
-	f.mu.Lock()
-	have, ok := f.byKey[n.Ino]
-	if !ok {
-		have = f.add(&node{key: n.Ino, live: n})
-	}
-	have.lookups++
-	f.mu.Unlock()
-	if ok {
-		n.Close()
-	}
+	have := f.know(&node{key: n.Ino, live: n})
 	if dir != nil {
 		have.at.Store(&place{dir, name})
 	}
@@ -157,18 +148,30 @@ func (f *FS) intern(n *shm.Node, dir *node, name string) *node {
 }
 
 // internRow does the same for a row. It takes over e.
-func (f *FS) internRow(e tree.Entry) *node {
+func (f *FS) internRow(e tree.Entry) *node { return f.know(&node{key: e.ID, ent: e}) }
+
+// know returns the node of the key of n, which is n if there was none, and counts a lookup.
+func (f *FS) know(n *node) *node {
 	f.mu.Lock()
-	have, ok := f.byKey[e.ID]
+	have, ok := f.byKey[n.key]
 	if !ok {
-		have = f.add(&node{key: e.ID, ent: e})
+		have = f.add(n)
 	}
 	have.lookups++
 	f.mu.Unlock()
 	if ok {
-		e.Close()
+		n.release()
 	}
 	return have
+}
+
+// release lets go of what the node stands for.
+func (n *node) release() {
+	if n.live != nil {
+		n.live.Close()
+	} else {
+		n.ent.Close()
+	}
 }
 
 // add numbers a node. Caller holds mu.
@@ -207,11 +210,7 @@ func (f *FS) drop(n *node) {
 	if n.file.backing != 0 {
 		f.srv.UnregisterBackingFd(n.file.backing)
 	}
-	if n.live != nil {
-		n.live.Close()
-	} else {
-		n.ent.Close()
-	}
+	n.release()
 }
 
 // open registers a handle.
@@ -265,11 +264,7 @@ func (f *FS) releaseAll() {
 		n.file.mu.Lock()
 		f.discard(n) // its thread never came back
 		n.file.mu.Unlock()
-		if n.live != nil {
-			n.live.Close()
-		} else {
-			n.ent.Close()
-		}
+		n.release()
 	}
 }
 

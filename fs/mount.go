@@ -239,9 +239,6 @@ func panicHandler(log *logrus.Logger) func(any) fuse.Status {
 	}
 }
 
-// Runtime is the runtime behind the mount.
-func (m *Mount) Runtime() *vectorboot.Runtime { return m.rt }
-
 // Wait returns when the file system has been unmounted and everything is written
 // back and removed.
 func (m *Mount) Wait() error {

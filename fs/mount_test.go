@@ -19,8 +19,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if err := flag.Set("rapid.nofailfile", "true"); err != nil { // the seed is enough
-		panic(err)
+	for name, value := range map[string]string{"nofailfile": "true", "checks": "40"} { // the seed of a failure is enough
+		if err := flag.Set("rapid."+name, value); err != nil {
+			panic(err)
+		}
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -155,11 +155,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		return fuse.ENOENT
 	}
 	to := path.Join(dir, name)
-	f.rt.Names.Lock()
-	changes, err := f.linkAs(p, n, name, to)
-	f.rt.Names.Unlock()
-	f.tell(changes)
-	if err != nil {
+	if err := f.named(func() ([]vectorboot.Change, error) { return f.linkAs(p, n, name, to) }); err != nil {
 		return status(err)
 	}
 	f.mark(to)
@@ -228,19 +224,15 @@ func (f *FS) remove(id uint64, name string, unlink func(*shm.Node, string) error
 	if !st.Ok() {
 		return st
 	}
-	f.rt.Names.Lock()
-	dir, ok := p.live.Path()
-	err := unlink(p.live, name)
-	var changes []vectorboot.Change
-	if err == nil && ok {
-		changes = f.rt.Remove(path.Join(dir, name))
-	}
-	f.rt.Names.Unlock()
-	f.tell(changes)
-	if err == nil && ok {
-		f.mark(path.Join(dir, name))
-	}
-	return status(err)
+	return status(f.named(func() ([]vectorboot.Change, error) {
+		dir, ok := p.live.Path()
+		if err := unlink(p.live, name); err != nil || !ok {
+			return nil, err
+		}
+		gone := path.Join(dir, name)
+		f.mark(gone)
+		return f.rt.Remove(gone), nil
+	}))
 }
 
 // Rename moves a name. A file that becomes a model is judged first: if it is
@@ -254,11 +246,18 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 	if !st.Ok() {
 		return st
 	}
-	f.rt.Names.Lock()
-	changes, err := f.rename(p, q, oldName, newName, in.Flags)
-	f.rt.Names.Unlock()
+	return status(f.named(func() ([]vectorboot.Change, error) { return f.rename(p, q, oldName, newName, in.Flags) }))
+}
+
+// named changes names together with the registry, and then tells the kernel.
+func (f *FS) named(change func() ([]vectorboot.Change, error)) error {
+	changes, err := func() ([]vectorboot.Change, error) {
+		f.rt.Names.Lock()
+		defer f.rt.Names.Unlock() // also when a request dies of a panic
+		return change()
+	}()
 	f.tell(changes)
-	return status(err)
+	return err
 }
 
 func (f *FS) rename(p, q *node, oldName, newName string, flags uint32) ([]vectorboot.Change, error) {

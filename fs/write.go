@@ -53,7 +53,7 @@ func (f *FS) writing(n *node) (hurry bool) {
 	if !ok {
 		return false
 	}
-	if hurry = strings.Contains(path.Base(p), ".gguf"); hurry {
+	if hurry = large(path.Base(p)); hurry {
 		f.store.Hurry(1)
 	}
 	if vectorboot.Loadable(p) && !f.rt.Holds(n.live.Ino) {
@@ -62,10 +62,24 @@ func (f *FS) writing(n *node) (hurry bool) {
 	return hurry
 }
 
+// large reports whether a file of this name is likely to become a model: one
+// that is, or has the name of one with what programs add to it on the way
+// (.a.gguf.XXXXXX, a.gguf.part).
+func large(base string) bool {
+	if vectorboot.Loadable(base) {
+		return true
+	}
+	ext := path.Ext(base)
+	return strings.Contains(base, ".gguf") && (base[0] == '.' || ext == ".part" || ext == ".tmp" || ext == ".incomplete")
+}
+
 // tell passes changes on to the kernel. No lock is held.
 func (f *FS) tell(changes []vectorboot.Change) {
 	for _, c := range changes {
 		f.changed(c)
+	}
+	for _, c := range changes {
+		c.Told()
 	}
 }
 
@@ -209,17 +223,18 @@ func processOf(tid uint32) int {
 // again, an unchanged file gets the same answer; force looks at its bytes all
 // the same, for stores through a mapping leave no trace in its times.
 func (f *FS) judge(n *node, force bool) error {
-	n.file.mu.Lock()
-	changes, moved, err := f.judgeLocked(n, force)
-	n.file.mu.Unlock()
-	f.tell(changes)
+	changes, moved, err := f.judgement(n, force)
 	for _, m := range moved {
 		f.forgetLive(m)
 	}
+	f.tell(changes)
 	return err
 }
 
-func (f *FS) judgeLocked(n *node, force bool) (changes []vectorboot.Change, moved []renamed, err error) {
+// judgement is judge without telling anybody.
+func (f *FS) judgement(n *node, force bool) (changes []vectorboot.Change, moved []renamed, err error) {
+	n.file.mu.Lock()
+	defer n.file.mu.Unlock()
 	p, ok := f.pathOf(n)
 	now, last := stampOf(n.live), n.file.last.Load()
 	if !ok {

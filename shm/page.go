@@ -73,6 +73,9 @@ func (p *Page) Load64(off int) uint64 { return atomic.LoadUint64(p.w64(off)) }
 // Store64 stores a 64-bit word.
 func (p *Page) Store64(off int, v uint64) { atomic.StoreUint64(p.w64(off), v) }
 
+// Add64 adds to a 64-bit word.
+func (p *Page) Add64(off int, v uint64) { atomic.AddUint64(p.w64(off), v) }
+
 // Load32 loads a 32-bit word.
 func (p *Page) Load32(off int) uint32 { return atomic.LoadUint32(p.w32(off)) }
 

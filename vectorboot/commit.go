@@ -170,14 +170,13 @@ func (rt *Runtime) patch(p string, g *Generation, tensors []TensorEdit) ([]Chang
 	m.cur = next
 	m.touch(tensors, nil, next.N)
 	rt.mu.Unlock()
-	page.end(next)
+	page.end(next.N, next.Seg.Ino, next.Info.Size)
 	if err != nil {
 		return nil, fmt.Errorf("the journal stays for the next start: %w", err)
 	}
 	_ = rt.store.Stage.Unlink(name)
-	m.hub.changed(next.N)
 	rt.Events.Add(Event{Event: "commit", Model: p, Generation: next.N, Bytes: total(list)})
-	return []Change{{Path: p, Data: list, Ino: g.Seg.Ino}}, nil
+	return []Change{{Path: p, Data: list, Ino: g.Seg.Ino, told: func() { m.hub.changed(next.N) }}}, nil
 }
 
 func total(list []patch) (n int64) {

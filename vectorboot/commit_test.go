@@ -70,7 +70,7 @@ func load(t *testing.T, rt *Runtime, p string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt.Publish(p, g)
+	rt.tell(rt.Publish(p, g))
 }
 
 // staged is a file with the new bytes of a tensor.
@@ -309,7 +309,7 @@ func TestJournal(t *testing.T) {
 		n.Close()
 		g.Release()
 		for _, m := range rt.models { // a killed process unmaps and closes
-			m.page.Close()
+			m.page.close()
 			m.cur.Release()
 		}
 		st.Abandon()
@@ -382,7 +382,7 @@ func TestSessions(t *testing.T) {
 	if _, err := s.Next(canceled); !errors.Is(err, context.Canceled) {
 		t.Errorf("an interrupted read: %v", err)
 	}
-	rt.Remove("m.gguf")
+	rt.tell(rt.Remove("m.gguf"))
 	if _, err := s.Next(ctx); !errors.Is(err, ErrNoModel) {
 		t.Errorf("the model is gone: %v", err)
 	}

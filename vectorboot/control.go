@@ -2,6 +2,7 @@ package vectorboot
 
 import (
 	"net/url"
+	"sync"
 
 	"vbootfs/shm"
 )
@@ -42,8 +43,14 @@ const (
 // magic reads "VBOOTCTL" in memory.
 const magic = uint64('V') | 'B'<<8 | 'O'<<16 | 'O'<<24 | 'T'<<32 | 'C'<<40 | 'T'<<48 | 'L'<<56
 
-// control is the page of one model. Only one goroutine changes it at a time.
-type control struct{ *shm.Page }
+// control is the page of one model.
+type control struct {
+	*shm.Page
+
+	mu      sync.Mutex // guards the page and all below
+	pending int        // changes that have begun and not ended
+	closed  bool
+}
 
 // controlName is the file of a model's page: the path made one name.
 func controlName(p string) string { return url.PathEscape(p) }
@@ -55,31 +62,61 @@ func openControl(store *shm.Store, p string) (*control, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &control{page}
+	c := &control{Page: page}
+	c.Store64(ctlGeneration, 0) // an earlier daemon may have counted further
 	c.Store64(ctlMagic, magic)
 	c.Store32(ctlABI, 1)
 	c.Store32(ctlSize, shm.PageSize)
 	if c.Load64(ctlSequence)%2 == 1 { // it died in a commit, which recovery has completed
-		c.Store64(ctlSequence, c.Load64(ctlSequence)+1)
+		c.Add64(ctlSequence, 1)
 	}
 	return c, nil
 }
 
 // begin makes readers wait.
-func (c *control) begin() { c.Store64(ctlSequence, c.Load64(ctlSequence)+1) }
+func (c *control) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending++; c.pending == 1 {
+		c.Add64(ctlSequence, 1) // not a store: the bytes that follow must not be seen before it
+	}
+}
 
-// end lets them read generation g, and wakes who waits for it.
-func (c *control) end(g *Generation) {
-	c.Store64(ctlGeneration, g.N)
-	c.Store64(ctlSegment, g.Seg.Ino)
-	c.Store64(ctlBytes, uint64(g.Info.Size))
-	c.Store64(ctlSequence, c.Load64(ctlSequence)+1)
+// end lets readers go on, with a generation and its segment, and wakes who waits.
+// Changes may overlap; the last end counts, and generations only rise.
+func (c *control) end(gen, ino uint64, size int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	if gen >= c.Load64(ctlGeneration) {
+		c.Store64(ctlGeneration, gen)
+		c.Store64(ctlSegment, ino)
+		c.Store64(ctlBytes, uint64(size))
+	}
+	if c.pending--; c.pending == 0 {
+		c.Add64(ctlSequence, 1)
+	}
 	c.Wake(ctlDoorbell)
 }
 
 // interrupt rings with an opcode.
 func (c *control) interrupt(opcode uint32, request uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
 	c.Store32(ctlOpcode, opcode)
 	c.Store64(ctlRequest, request)
 	c.Wake(ctlDoorbell)
+}
+
+// close unmaps the page.
+func (c *control) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.Page.Close()
 }

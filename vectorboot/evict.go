@@ -103,7 +103,7 @@ func (rt *Runtime) cool(p string, g, cold *Generation, name string) error {
 	rt.mu.Unlock()
 	g.Release()
 	m.page.begin()
-	m.page.end(cold)
+	m.page.end(cold.N, cold.Seg.Ino, cold.Info.Size)
 	return nil
 }
 

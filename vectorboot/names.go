@@ -36,7 +36,7 @@ func (rt *Runtime) end(m *Model) {
 	}
 	if m.page != nil {
 		_ = rt.store.Control.Unlink(controlName(m.path))
-		m.page.Close()
+		m.page.close()
 	}
 }
 

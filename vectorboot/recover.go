@@ -57,10 +57,10 @@ func (rt *Runtime) Recover() error {
 			g, err = Judge(n)
 		}
 		if err != nil {
-			rt.Fail(p, err)
+			rt.tell(rt.Fail(p, err))
 			return
 		}
-		rt.Publish(p, g)
+		rt.tell(rt.Publish(p, g))
 	})
 }
 

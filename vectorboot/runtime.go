@@ -108,6 +108,17 @@ type Change struct {
 	Moved bool    // the name in the live tree stands for another file now
 	Data  []patch // ranges of the segment Ino that were changed in place
 	Ino   uint64
+
+	told func() // wakes who waits for the change
+}
+
+// Told says that observers have heard of the change: what they remembered is
+// gone, and whoever waits for the change may look. Everybody who gets a Change
+// tells, and then calls this.
+func (c Change) Told() {
+	if c.told != nil {
+		c.told()
+	}
 }
 
 // New makes a runtime over a store. With a source, files are written back to it
@@ -249,8 +260,6 @@ func (rt *Runtime) publish(p string, g *Generation) []Change {
 	if !g.Cold {
 		g.Seg.note(rt.store.Mark("generation"), g.N)
 	}
-	m.page.end(g)
-	m.hub.changed(g.N)
 
 	name := "load"
 	if old != nil {
@@ -258,7 +267,11 @@ func (rt *Runtime) publish(p string, g *Generation) []Change {
 		old.Release()
 	}
 	rt.count(name, g)
-	return []Change{{Path: p, Gone: old == nil}}
+	n, ino, size := g.N, g.Seg.Ino, g.Info.Size
+	return []Change{{Path: p, Gone: old == nil, told: func() {
+		m.page.end(n, ino, size)
+		m.hub.changed(n)
+	}}}
 }
 
 // withPage returns the entry for path with its control page. Caller holds change.
@@ -466,6 +479,9 @@ func (rt *Runtime) Known(p string) bool {
 func (rt *Runtime) tell(changes []Change) {
 	for _, c := range changes {
 		rt.observe(c)
+	}
+	for _, c := range changes {
+		c.Told()
 	}
 }
 

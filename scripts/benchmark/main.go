@@ -133,6 +133,9 @@ func parse() (options, error) {
 		return o, errors.New("usage: scripts/bench [options], --help lists them")
 	}
 	g, r, _ := strings.Cut(rows, "/")
+	if o.write && (rows != "" || o.noPass) {
+		return o, errors.New("--write is for all rows")
+	}
 	if o.group, err = regexp.Compile("^(?:" + g + ")"); err != nil {
 		return o, err
 	}

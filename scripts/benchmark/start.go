@@ -163,7 +163,7 @@ func (b *bench) listing() error {
 		}
 		return timed(list(ours))()
 	}
-	what := fmt.Sprintf("ls -lR of %d tensors", count)
+	what := fmt.Sprintf("ls -lR of %s tensors", thousands(count))
 	return errors.Join(
 		b.compare(pair{name: what + ", first time", goal: 0.25, rounds: 3,
 			ours: side{"a new generation", fresh}, theirs: side{"the same tree on tmpfs", timed(list(theirs))}}),
