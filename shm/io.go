@@ -3,6 +3,7 @@ package shm
 import (
 	"io"
 	"math"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -158,10 +159,15 @@ func (n *Node) CopyFrom(in int, srcOff, off, length int64) (done int64, err erro
 	return done, err
 }
 
+// buffers are for copyBuffered.
+var buffers = sync.Pool{New: func() any { return new([1 << 20]byte) }}
+
 // copyBuffered moves up to 1 MiB where the kernel cannot copy between the two
 // file systems by itself.
 func copyBuffered(in int, inOff int64, out int, outOff, length int64) (int, error) {
-	buf := make([]byte, min(length, 1<<20))
+	b := buffers.Get().(*[1 << 20]byte)
+	defer buffers.Put(b)
+	buf := b[:min(length, int64(len(b)))]
 	k, err := unix.Pread(in, buf, inOff)
 	if err != nil || k == 0 {
 		return 0, err

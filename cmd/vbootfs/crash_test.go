@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -188,5 +189,51 @@ func write(t testing.TB, name string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, b, 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestKillsInCommits kills the daemon while drafts of two tensors are committed.
+// Afterwards both tensors are of the same draft, whole, and the generation counts on.
+func TestKillsInCommits(t *testing.T) {
+	const rounds = 8
+	r := rand.New(rand.NewPCG(4, 5))
+	a := makeModel(t, "1M", 1)
+	m := newMount(t, "none")
+	m.put(a, "a.gguf")
+	dir := m.boot("models/a.gguf")
+	names := []string{"token_embd.weight", "output.weight"}
+	size := len(read(t, filepath.Join(dir, "tensors", names[0], "data")))
+	for range rounds {
+		m.commits(dir, names, size, 3+r.IntN(40))
+		m.start("none")
+		first := read(t, filepath.Join(dir, "tensors", names[0], "data"))
+		second := read(t, filepath.Join(dir, "tensors", names[1], "data"))
+		if !bytes.Equal(first, second) || !bytes.Equal(first, bytes.Repeat(first[:1], size)) {
+			t.Errorf("generation %s is torn", m.of("a.gguf", "generation"))
+		}
+	}
+}
+
+// commits writes drafts, each filling both tensors with one byte, until count
+// are done, and kills the daemon in the next.
+func (m *mount) commits(dir string, names []string, size, count int) {
+	m.t.Helper()
+	for i := 0; ; i++ {
+		if i == count {
+			go unix.Kill(m.pid, unix.SIGKILL)
+		}
+		err := os.Mkdir(dir+"/drafts/d", 0o755)
+		for _, name := range names {
+			err = errors.Join(err, os.WriteFile(dir+"/drafts/d/tensors/"+name+"/data", bytes.Repeat([]byte{byte(i + 1)}, size), 0))
+		}
+		err = errors.Join(err, os.WriteFile(dir+"/drafts/d/ctl", []byte("commit"), 0), os.Remove(dir+"/drafts/d"))
+		if err == nil {
+			continue
+		}
+		if i < count {
+			m.t.Fatal(err)
+		}
+		m.wait()
+		return
 	}
 }
