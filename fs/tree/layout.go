@@ -18,7 +18,7 @@ var root = &Row{Mode: 0o755, Rows: []*Row{
 // vector_boot/
 var runtimeRows = []*Row{
 	{Name: "version", Mode: 0o444, Show: showVersion, Doc: "program version"},
-	{Name: "status", Mode: 0o444, Show: padded(showStatus), Live: true, Doc: "state, memory, sessions"},
+	{Name: "status", Mode: 0o444, Show: showStatus, Live: true, Doc: "state, memory, sessions"},
 	{Name: "stats.json", Mode: 0o444, Show: padded(showStats), Live: true},
 	{Name: "metrics", Mode: 0o444, Show: padded(showMetrics), Live: true, Doc: "counters since the start; metrics for Prometheus"},
 	{Name: "events.log", Mode: 0o444, Data: dataEvents, Live: true, Doc: "what happened, a JSON object a line; tail -f it"},
