@@ -412,3 +412,43 @@ func TestRejectedTwice(t *testing.T) {
 		}
 	})
 }
+
+// TestNamesOfAllKinds loads models whose paths are as long or as odd as a file
+// system allows.
+func TestNamesOfAllKinds(t *testing.T) {
+	s := mount(t)
+	b := string(smallModel(t))
+	deep := strings.Repeat(strings.Repeat("d", 200)+"/", 10)
+	for _, p := range []string{
+		strings.Repeat("模", 80) + ".gguf", strings.Repeat("x", 250) + ".gguf", "\xff\xfe bytes.gguf", "a b%2F\n'\".gguf", deep + "m.gguf",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(s.out, p)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(s.out, p), []byte(b))
+		m := filepath.Join(s.vb, "models", p)
+		want(t, m+"/state", "loaded\n")
+		write(t, m+"/tensors/a/data", []byte("FEDCBA9876543210"))
+		want(t, m+"/generation", "2\n")
+		want(t, m+"/model.gguf", strings.Replace(b, "0123456789abcdef", "FEDCBA9876543210", 1))
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.gguf"), smallModel(t))
+	s := mount(t, func(o *Options) { o.Source, o.ReadOnly = dir, true })
+	want(t, s.vb+"/models/a.gguf/state", "cold\n")
+	want(t, s.vb+"/models/a.gguf/tensors/a/data", "0123456789abcdef")
+	want(t, s.vb+"/models/a.gguf/state", "loaded\n")
+	for what, err := range map[string]error{
+		"a new file":  os.WriteFile(filepath.Join(s.out, "b"), nil, 0o644),
+		"a tensor":    os.WriteFile(s.vb+"/models/a.gguf/tensors/a/data", nil, 0o644),
+		"a directory": os.Mkdir(filepath.Join(s.out, "d"), 0o755),
+	} {
+		wantErr(t, what, err, unix.EROFS)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("SOURCE holds %v, %v", left, err)
+	}
+}

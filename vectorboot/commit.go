@@ -151,7 +151,7 @@ func (rt *Runtime) patch(p string, g *Generation, tensors []TensorEdit) ([]Chang
 	page := m.page
 	rt.mu.RUnlock()
 
-	j := journal{Ino: g.Seg.Ino, Path: p, Generation: m.next, Patches: list}
+	j := journal{Ino: g.Seg.Ino, Path: []byte(p), Generation: m.next, Patches: list}
 	name, err := rt.writeJournal(j, tensors)
 	if err != nil {
 		return nil, err
@@ -205,7 +205,7 @@ type patch struct {
 // journal is the first line of a journal file; the bytes of its patches follow.
 type journal struct {
 	Ino        uint64  `json:"ino"`
-	Path       string  `json:"path"`
+	Path       []byte  `json:"path"` // as base64: a path need not be UTF-8
 	Generation uint64  `json:"generation"`
 	Patches    []patch `json:"patches"`
 }
@@ -265,7 +265,7 @@ func (rt *Runtime) redo(n *shm.Node) error {
 	if !ok || json.Unmarshal([]byte(head), &j) != nil {
 		return fmt.Errorf("journal %d is damaged", n.Ino)
 	}
-	seg, err := rt.store.Live.Walk(j.Path)
+	seg, err := rt.store.Live.Walk(string(j.Path))
 	if err != nil {
 		return nil // the model is gone
 	}

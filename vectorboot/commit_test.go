@@ -293,7 +293,7 @@ func TestJournal(t *testing.T) {
 		g := rt.Acquire("m.gguf")
 		x, _ := g.Info.Tensor("a")
 		n := staged(t, rt, floats(5, 6, 7, 8))
-		name, err := rt.writeJournal(journal{Ino: g.Seg.Ino, Path: "m.gguf", Generation: 2, Patches: []patch{{x.Offset, x.Bytes}}}, []TensorEdit{{Name: "a", File: n}})
+		name, err := rt.writeJournal(journal{Ino: g.Seg.Ino, Path: []byte("m.gguf"), Generation: 2, Patches: []patch{{x.Offset, x.Bytes}}}, []TensorEdit{{Name: "a", File: n}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,8 @@
 package vectorboot
 
 import (
-	"net/url"
+	"crypto/sha256"
+	"encoding/hex"
 	"sync"
 
 	"vbootfs/shm"
@@ -52,8 +53,11 @@ type control struct {
 	closed  bool
 }
 
-// controlName is the file of a model's page: the path made one name.
-func controlName(p string) string { return url.PathEscape(p) }
+// controlName is the file of a model's page: a path can be longer than a name.
+func controlName(p string) string {
+	sum := sha256.Sum256([]byte(p))
+	return hex.EncodeToString(sum[:])
+}
 
 // openControl makes the page, or takes over the one that readers of a daemon
 // that died still have mapped.

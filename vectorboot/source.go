@@ -42,6 +42,8 @@ type Source struct {
 	// before they close it, except for fsync. Set before Start.
 	Busy func(ino uint64) bool
 
+	readOnly bool // nothing is written back
+
 	mu      sync.Mutex               // guards all below; never held during I/O
 	marked  map[string]int64         // name -> bytes that wait
 	busy    string                   // the name being reconciled
@@ -78,7 +80,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
 	}
 	s.change = sync.NewCond(&s.mu)
-	if readOnly {
+	if s.readOnly = readOnly; readOnly {
 		return s, nil
 	}
 	if err := root.RemoveAll(workDir); err != nil {
@@ -146,6 +148,9 @@ func (s *Source) clean(p string, n *shm.Node) bool {
 
 // Mark says that SOURCE may differ from the live tree at p.
 func (s *Source) Mark(p string) {
+	if s.readOnly {
+		return
+	}
 	var size int64
 	if n, err := s.live.Walk(p); err == nil {
 		if n.Type == unix.S_IFREG && !s.IsCold(n) {
