@@ -147,9 +147,12 @@ func (b *bench) compare(p pair) error {
 			all *[]float64
 		}{{p.ours, &ours}, {p.theirs, &theirs}} {
 			got, err := s.run()
-			if err := errors.Join(err, b.ctx.Err()); err != nil {
-				b.add(line{what: p.name, ours: p.ours.what, theirs: p.theirs.what, note: "not measured: " + firstLine(err.Error())})
+			if b.ctx.Err() != nil {
 				return b.ctx.Err()
+			}
+			if err != nil {
+				b.add(line{what: p.name, ours: p.ours.what, theirs: p.theirs.what, note: "not measured: " + firstLine(err.Error())})
+				return nil
 			}
 			if i >= 0 {
 				*s.all = append(*s.all, got...)

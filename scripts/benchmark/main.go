@@ -66,7 +66,10 @@ func main() {
 		}
 		return
 	}
-	if err := run(); err != nil {
+	switch err := run(); {
+	case errors.Is(err, context.Canceled):
+		os.Exit(130) // interrupted
+	case err != nil:
 		fmt.Fprintf(os.Stderr, "benchmark: %v\n", err)
 		os.Exit(1)
 	}
