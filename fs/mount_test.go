@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// This process is daemon and client at once. While it starts a program, one
+	// thread waits in the kernel until the child has closed what it inherited, and
+	// each close is a request to the daemon. A garbage collection at that moment
+	// would stop the daemon and wait for that thread for ever: do without.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(4 << 30)
 	for name, value := range map[string]string{"nofailfile": "true", "checks": "40"} { // the seed of a failure is enough
 		if err := flag.Set("rapid."+name, value); err != nil {
 			panic(err)
