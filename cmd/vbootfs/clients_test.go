@@ -74,11 +74,7 @@ func TestStandardLibraryMapsTensors(t *testing.T) {
 
 func TestLlamaCppGeneratesTheSame(t *testing.T) {
 	py := python(t)
-	from := "../../../shared/data/tiny/micro-llama-F16.gguf"
-	if _, err := os.Stat(from); err != nil {
-		models(t) // fails on CI
-		from = makeModel(t, "4M", 1)
-	}
+	from := tinyModel
 	m := newMount(t, "none")
 	m.put(from, "a.gguf")
 	want := must(t, py, "testdata/generate.py", from)

@@ -161,15 +161,7 @@ func reader(t testing.TB) string {
 }
 
 // tinyModel is a model with which llama.cpp generates text.
-func tinyModel(t testing.TB) string {
-	t.Helper()
-	name := "../../../shared/data/tiny/micro-llama-F16.gguf"
-	if _, err := os.Stat(name); err != nil {
-		models(t) // fails on CI
-		name = makeModel(t, "1M", 1)
-	}
-	return name
-}
+const tinyModel = "testdata/micro-llama-F16.gguf"
 
 // uniform is n float32 that are all v.
 func uniform(n int, v float32) []byte {
@@ -277,7 +269,7 @@ func number(t testing.TB, s string) float64 {
 func TestEvolution(t *testing.T) {
 	py := python(t)
 	m := newMount(t, "none")
-	m.put(tinyModel(t), "base.gguf")
+	m.put(tinyModel, "base.gguf")
 	var before []string
 	var drawn []byte
 	for run := range 2 {
@@ -321,10 +313,10 @@ func checkSVG(t testing.TB, svg []byte) {
 func populated(t *testing.T) (m *mount, runtime *program) {
 	t.Helper()
 	m = newMount(t, "none")
-	m.put(tinyModel(t), "base.gguf")
+	m.put(tinyModel, "base.gguf")
 	must(t, "mkdir", m.out("population"))
 	for i := range 12 {
-		m.put(tinyModel(t), fmt.Sprintf("population/%03d.gguf", i))
+		m.put(tinyModel, fmt.Sprintf("population/%03d.gguf", i))
 	}
 	runtime = launch(t, rustExample(t, "vector_boot"), "session", m.boot("models/population"))
 	for range 12 {
@@ -344,7 +336,7 @@ func TestEvolutionAsksTheRuntime(t *testing.T) {
 	}
 	// Both evaluate the same: what NumPy says of the base model, Rust does.
 	alone := newMount(t, "none")
-	alone.put(tinyModel(t), "base.gguf")
+	alone.put(tinyModel, "base.gguf")
 	own := launch(t, python(t), evolution(alone, "--generations", "1")...).end()
 	if len(own) < 2 || len(lines) < 2 || own[0] != lines[0] || math.Abs(base(t, own[1])-base(t, lines[1])) > 1e-4 {
 		t.Errorf("NumPy: %q, Rust: %q", own, lines[:2])
@@ -383,11 +375,11 @@ func TestEvolutionSurvivesItsRuntime(t *testing.T) {
 
 func TestEvolutionKeepsToThePolicy(t *testing.T) {
 	m := newMount(t, "none")
-	m.put(tinyModel(t), "base.gguf")
+	m.put(tinyModel, "base.gguf")
 	must(t, "mkdir", m.out("population"))
 	for i := range 12 {
 		p := fmt.Sprintf("population/%03d.gguf", i)
-		m.put(tinyModel(t), p)
+		m.put(tinyModel, p)
 		write(t, m.boot("models/"+p+"/policy"), []byte("reject_nan yes\nmax_change 0.05\n"))
 	}
 	lines := launch(t, python(t), evolution(m, "--generations", "5")...).end()
@@ -404,7 +396,7 @@ func TestEvolutionKeepsToThePolicy(t *testing.T) {
 func TestRustReadsWhatOthersRead(t *testing.T) {
 	py := python(t)
 	m := newMount(t, "none")
-	m.put(tinyModel(t), "a.gguf")
+	m.put(tinyModel, "a.gguf")
 	m.expect("a.gguf", "state", "loaded")
 	program := rustExample(t, "vector_boot")
 	for _, model := range []string{m.out("a.gguf"), m.boot("models/a.gguf"), m.boot("")} {
@@ -416,7 +408,7 @@ func TestRustReadsWhatOthersRead(t *testing.T) {
 		t.Errorf("stats: %s", have)
 	}
 	lines := strings.Split(strings.TrimSpace(must(t, rustExample(t, "examples/design"), m.out("a.gguf"))), "\n")
-	want := strings.Split(strings.TrimSpace(must(t, py, "testdata/sums.py", tinyModel(t))), "\n")
+	want := strings.Split(strings.TrimSpace(must(t, py, "testdata/sums.py", tinyModel)), "\n")
 	if len(lines) != len(want)+2 {
 		t.Fatalf("design printed %d lines for %d tensors", len(lines), len(want))
 	}
@@ -513,7 +505,7 @@ func TestKilledBrainLeavesAWholeModel(t *testing.T) {
 // TestLlamaCppSeesACommit writes a tensor under a llama.cpp that has the model mapped.
 func TestLlamaCppSeesACommit(t *testing.T) {
 	m := newMount(t, "none")
-	m.put(tinyModel(t), "a.gguf")
+	m.put(tinyModel, "a.gguf")
 	llama := launch(t, python(t), "testdata/complete.py", m.boot("models/a.gguf/model.gguf"))
 	llama.until("loaded")
 	complete := func() string {
@@ -542,6 +534,6 @@ func TestLlamaCppSeesACommit(t *testing.T) {
 		}
 		t.Logf("%s: %s, changed %s", tensor, before, after)
 	}
-	same(t, m.out("a.gguf"), read(t, tinyModel(t)))
+	same(t, m.out("a.gguf"), read(t, tinyModel))
 	llama.end()
 }
