@@ -16,6 +16,9 @@ var le = binary.LittleEndian
 
 var bytesPool = sync.Pool{New: func() any { return new([chunkBytes]byte) }}
 
+// fast is what replaces the plain dequantisers on this CPU, bit for bit the same.
+var fast [len(types)]func(dst []float32, src []byte)
+
 // Dequantize converts whole blocks of src to float32. len(src) must be a
 // multiple of the block's bytes and len(dst) exactly the number of values in
 // it; anything else, and a type without a dequantiser, is an error. The result
@@ -28,9 +31,12 @@ func Dequantize(t Type, bigEndian bool, dst []float32, src []byte) error {
 	if err := checkBlocks(t, len(dst), len(src)); err != nil {
 		return fmt.Errorf("dequantise: %w", err)
 	}
-	info := &types[t]
+	info, dequant := &types[t], types[t].dequant
+	if fast[t] != nil {
+		dequant = fast[t]
+	}
 	if !bigEndian || info.wide == nil {
-		info.dequant(dst, src)
+		dequant(dst, src)
 		return nil
 	}
 	scratch := bytesPool.Get().(*[chunkBytes]byte)
@@ -40,7 +46,7 @@ func Dequantize(t Type, bigEndian bool, dst []float32, src []byte) error {
 		values := n / info.bytes * info.block
 		copy(scratch[:n], src)
 		info.wide.swap(scratch[:n], info.bytes)
-		info.dequant(dst[:values], scratch[:n])
+		dequant(dst[:values], scratch[:n])
 		dst, src = dst[values:], src[n:]
 	}
 	return nil

@@ -133,7 +133,11 @@ func dequantQ5_1(dst []float32, src []byte) {
 	var q [32]byte
 	for len(src) >= 24 {
 		unpack5(&q, (*[16]byte)(src[8:]), le.Uint32(src[4:]))
-		affine32((*[32]float32)(dst), &q, half(src), -half(src[2:])) // d*q + m
+		d, m := half(src), half(src[2:])
+		y := (*[32]float32)(dst)
+		for i, code := range q { // not affine32 with -m: the minus of a NaN would show
+			y[i] = float32(d*int8s[code]) + m
+		}
 		dst, src = dst[32:], src[24:]
 	}
 }

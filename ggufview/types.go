@@ -7,25 +7,28 @@ type Type uint32
 
 // The ggml types that a converter or a test has to name.
 const (
-	F32   Type = 0
-	F16   Type = 1
-	Q4_0  Type = 2
-	Q4_1  Type = 3
-	Q5_0  Type = 6
-	Q5_1  Type = 7
-	Q8_0  Type = 8
-	Q2_K  Type = 10
-	Q3_K  Type = 11
-	Q4_K  Type = 12
-	Q5_K  Type = 13
-	Q6_K  Type = 14
-	I8    Type = 24
-	I16   Type = 25
-	I32   Type = 26
-	I64   Type = 27
-	F64   Type = 28
-	BF16  Type = 30
-	MXFP4 Type = 39
+	F32    Type = 0
+	F16    Type = 1
+	Q4_0   Type = 2
+	Q4_1   Type = 3
+	Q5_0   Type = 6
+	Q5_1   Type = 7
+	Q8_0   Type = 8
+	Q2_K   Type = 10
+	Q3_K   Type = 11
+	Q4_K   Type = 12
+	Q5_K   Type = 13
+	Q6_K   Type = 14
+	IQ4_NL Type = 20
+	IQ4_XS Type = 23
+	I8     Type = 24
+	I16    Type = 25
+	I32    Type = 26
+	I64    Type = 27
+	F64    Type = 28
+	BF16   Type = 30
+	MXFP4  Type = 39
+	NVFP4  Type = 40
 )
 
 // typeInfo is one row of the type table: how many values make a block, how
