@@ -15,9 +15,9 @@ import (
 
 // openEdit opens a row for writing. Its bytes bypass the page cache: what is not
 // committed yet is the writer's alone.
-func (f *FS) openEdit(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *FS) openEdit(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if n.ent.Bytes {
-		if err := f.rt.WarmAll(&fuse.Context{Cancel: cancel}, n.ent.At.Gen); err != nil {
+		if err := f.rt.WarmAll(c.context(), n.ent.At.Gen); err != nil {
 			return status(err)
 		}
 	}
@@ -80,7 +80,7 @@ func (w *waiting) read(ctx context.Context, buf []byte) (int, error) {
 }
 
 // writeRow passes what is written to a row on.
-func (f *FS) writeRow(cancel <-chan struct{}, h *handle, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+func writeRow(h *handle, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	var err error
 	switch r := h.row; {
 	case r.edit != nil:
@@ -89,10 +89,8 @@ func (f *FS) writeRow(cancel <-chan struct{}, h *handle, in *fuse.WriteIn, data 
 		return uint32(k), status(err)
 	case r.stream != nil:
 		err = r.stream.s.Write(data)
-	case r.page != nil:
-		return 0, fuse.Status(unix.EOPNOTSUPP) // only a mapping makes sense
-	default:
-		return uint32(len(data)), f.command(cancel, h, data)
+	default: // a control page: only a mapping makes sense
+		return 0, fuse.Status(unix.EOPNOTSUPP)
 	}
 	return uint32(len(data)), status(err)
 }
@@ -221,22 +219,21 @@ func (f *FS) patched(c vectorboot.Change) {
 	}
 	f.mu.Unlock()
 	for _, id := range wholes {
-		f.srv.InodeNotify(id, 0, 0) // all of it: its offsets are others
+		f.dev.forgetData(id, 0, 0) // all of it: its offsets are others
 	}
 	for _, id := range ids {
 		for _, d := range c.Data {
-			f.srv.InodeNotify(id, d.Off, d.Bytes)
+			f.dev.forgetData(id, d.Off, d.Bytes)
 		}
 	}
 }
 
-// moved makes the kernel look up a name in output/ that the runtime gave to
-// another file.
-func (f *FS) moved(p string) {
+// moved is the name in output/ that the runtime gave to another file.
+func (f *FS) moved(p string) []nameIn {
 	d, err := f.store.Live.Walk(path.Dir(p))
 	if err != nil {
-		return
+		return nil // and with the directory the name
 	}
 	defer d.Close()
-	f.forgetLive(renamed{d.Ino, path.Base(p)})
+	return []nameIn{{d.Ino, path.Base(p)}}
 }

@@ -1,11 +1,13 @@
 package fs
 
 import (
+	"strings"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"vbootfs/shm"
+	"vbootfs/vectorboot"
 )
 
 // liveDir is an open directory of the store.
@@ -76,10 +78,19 @@ func (f *FS) addLive(p *node, e shm.Dirent, plus bool, out *fuse.DirEntryList) b
 		return false
 	}
 	child, err := p.live.Lookup(e.Name)
-	if err != nil || !f.entry(f.intern(child, p, e.Name), nameTTL, slot).Ok() {
+	ttl := nameTTL
+	if err == nil && f.replaceable(e.Name, child) {
+		ttl = listedTTL
+	}
+	if err != nil || !f.entry(f.intern(child, p, e.Name), ttl, slot).Ok() {
 		*slot = fuse.EntryOut{} // no node: the kernel looks it up when it is used
 	}
 	return true
+}
+
+// replaceable reports whether the daemon may give a name in output/ to another file.
+func (f *FS) replaceable(base string, n *shm.Node) bool {
+	return vectorboot.Loadable(base) || strings.HasSuffix(base, rejected("")) || n.HasXattr(f.store.Mark("generation"))
 }
 
 // ReleaseDir closes a directory.

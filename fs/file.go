@@ -56,7 +56,7 @@ func (f *FS) route(n *node, seg *shm.Node, out *fuse.OpenOut) {
 	defer n.file.mu.Unlock()
 	if !n.file.decided {
 		n.file.decided = true
-		if f.pass.Load() && !(n.file.stage != nil && n.file.stage.copy) {
+		if f.pass && !(n.file.stage != nil && n.file.stage.copy) {
 			n.file.backing = f.register(seg)
 		}
 	}
@@ -73,9 +73,9 @@ func (f *FS) register(seg *shm.Node) int32 {
 	if err != nil {
 		return 0
 	}
-	id, no := f.srv.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fd)})
-	if no != 0 {
-		f.log.WithError(no).Warn("this file goes through the daemon")
+	id, err := f.dev.openBacking(fd)
+	if err != nil {
+		f.log.WithError(err).Warn("this file goes through the daemon")
 		return 0
 	}
 	return id
@@ -96,11 +96,11 @@ func (f *FS) openSegment(n *node, pid uint32, out *fuse.OpenOut) fuse.Status {
 	return fuse.OK
 }
 
-// Open opens a file.
-func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+// openFile opens a file.
+func (f *FS) openFile(c *call, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := f.node(in.NodeId)
 	if n.live == nil {
-		return f.openRow(cancel, n, in, out)
+		return f.openRow(c, n, in, out)
 	}
 	return f.openLive(n, in.Flags, in.Pid, out)
 }
@@ -139,13 +139,13 @@ func (f *FS) openData(n *node, pid uint32, write bool, out *fuse.OpenOut) uint64
 	return f.open(h)
 }
 
-// Read reads through the daemon.
-func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+// read reads through the daemon: into buf, unless the bytes lie in memory as they are.
+func (f *FS) read(c *call, in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status) {
 	h := f.handle(in.Fh)
 	f.rt.Stats.Reads.Add(1)
 	if b := h.mapped(int64(in.Offset), len(buf)); b != nil {
 		f.rt.Stats.BytesRead.Add(int64(len(b)))
-		return fuse.ReadResultVector([][]byte{b}), fuse.OK
+		return b, fuse.OK
 	}
 	var k int
 	var err error
@@ -157,13 +157,13 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 			err = nil
 		}
 	} else {
-		k, err = h.row.read(cancel, buf, int64(in.Offset))
+		k, err = h.row.read(c, buf, int64(in.Offset))
 	}
 	if err != nil {
-		return nil, status(err) // with a result, go-fuse would answer with success
+		return nil, status(err)
 	}
 	f.rt.Stats.BytesRead.Add(int64(k))
-	return fuse.ReadResultData(buf[:k]), fuse.OK
+	return buf[:k], fuse.OK
 }
 
 // worthMapping is the size in bytes from which a reply straight from a mapping is
@@ -189,11 +189,11 @@ func (h *handle) mapped(off int64, n int) []byte {
 }
 
 // Write writes through the daemon.
-func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	h := f.handle(in.Fh)
 	h.wrote(in.Pid)
 	if h.n.live == nil {
-		return f.writeRow(cancel, h, in, data)
+		return writeRow(h, in, data)
 	}
 	if err := f.touch(h.n); err != nil {
 		return 0, status(err)

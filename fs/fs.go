@@ -13,6 +13,11 @@
 //	change.go  rows that are written or wait
 //	dir.go     directories
 //	mount.go   mounting and the life of the daemon
+//	attach.go  the system calls of mounting
+//	device.go  the loop that reads the kernel's requests and answers them
+//	call.go    requests that it answers itself
+//	buffer.go  memory for requests
+//	notify.go  what the kernel is told
 //
 // Lock order: file.mu, then Runtime.Names, then FS.mu. None is held while the kernel
 // is notified, for the kernel may wait for us meanwhile.
@@ -33,10 +38,13 @@ import (
 )
 
 // Kernel cache lifetimes. Names change only through this kernel or with a
-// notification; attributes of live files change under passthrough writes.
+// notification; attributes of live files change under passthrough writes. A name in a
+// listing that may come to mean another file is not remembered at all: a new epoch
+// that begins while the kernel takes in the listing would leave it the old meaning.
 const (
-	nameTTL = time.Hour
-	attrTTL = time.Second
+	nameTTL   = time.Hour
+	attrTTL   = time.Second
+	listedTTL = 0
 )
 
 // FS implements fuse.RawFileSystem.
@@ -46,9 +54,10 @@ type FS struct {
 	log    *logrus.Logger
 	rt     *vectorboot.Runtime
 	store  *shm.Store
-	srv    *fuse.Server
-	pass   atomic.Bool // the kernel lets us pass files through
-	noPass bool        // the user does not want it
+	dev    *device
+	pass   bool // the kernel lets us pass files through
+	noPass bool // the user does not want it
+	noPoll bool // see Options
 
 	mu       sync.Mutex // guards all below
 	nodes    map[uint64]*node
@@ -93,10 +102,10 @@ type handle struct {
 	writers map[uint32]bool // threads whose writes came through the daemon since the last close
 }
 
-func newFS(rt *vectorboot.Runtime, log *logrus.Logger) *FS {
+func newFS(rt *vectorboot.Runtime, o Options) *FS {
 	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		log:           log, rt: rt, store: rt.Store(),
+		log:           o.Log, rt: rt, store: rt.Store(), noPass: o.NoPass, noPoll: o.noPoll,
 		nodes: map[uint64]*node{}, byKey: map[any]*node{}, handles: map[uint64]*handle{},
 		staged: map[uint32]*stage{}, nextNode: fuse.FUSE_ROOT_ID,
 	}
@@ -109,25 +118,24 @@ func newFS(rt *vectorboot.Runtime, log *logrus.Logger) *FS {
 
 func (f *FS) String() string { return "vbootfs" }
 
-// Init learns whether the kernel lets this process pass files through.
-func (f *FS) Init(s *fuse.Server) {
-	f.srv = s
+// probe learns whether the kernel lets this process pass files through.
+func (f *FS) probe() {
 	n, err := f.store.Stage.Tmpfile(0o600, nil)
 	if err != nil {
 		return
 	}
 	defer n.Close()
 	fd, err := n.File()
-	if err != nil || f.noPass || s.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
+	if err != nil || f.noPass || f.dev.flags&fuse.CAP_PASSTHROUGH == 0 {
 		return
 	}
-	id, no := s.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fd)})
-	if no != 0 {
-		f.log.WithError(no).Info("no passthrough: model data goes through the daemon")
+	id, err := f.dev.openBacking(fd)
+	if err != nil {
+		f.log.WithError(err).Info("no passthrough: model data goes through the daemon")
 		return
 	}
-	s.UnregisterBackingFd(id)
-	f.pass.Store(true)
+	f.dev.closeBacking(id)
+	f.pass = true
 	f.rt.SetPassthrough(true)
 }
 
@@ -208,7 +216,7 @@ func (f *FS) drop(n *node) {
 		return
 	}
 	if n.file.backing != 0 {
-		f.srv.UnregisterBackingFd(n.file.backing)
+		f.dev.closeBacking(n.file.backing)
 	}
 	n.release()
 }

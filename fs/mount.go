@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,10 +26,6 @@ import (
 // fsType is what findmnt shows after "fuse.".
 const fsType = "vbootfs"
 
-// capKillPriv lets the kernel drop suid bits by itself. Without it every write
-// asks for security.capability first, and uploads run at half speed.
-const capKillPriv = 1 << 28
-
 // maxReply is how many bytes go into one READ or WRITE: as many as the kernel
 // takes unless /proc/sys/fs/fuse/max_pages_limit was raised.
 const maxReply = 1 << 20
@@ -47,12 +42,13 @@ type Options struct {
 	NoPass     bool              // no passthrough even if the kernel allows it
 	Policy     vectorboot.Policy // guards of new models
 	Log        *logrus.Logger
+
+	noPoll bool // programs that poll are told at once that files are ready: for tests, which are programs and daemon in one
 }
 
 // Mount is a mounted file system with its runtime.
 type Mount struct {
 	o      Options
-	srv    *fuse.Server
 	rt     *vectorboot.Runtime
 	store  *shm.Store
 	source *vectorboot.Source
@@ -77,24 +73,46 @@ func New(o Options) (*Mount, error) {
 		m.close()
 		return nil, err
 	}
-	f := newFS(m.rt, o.Log)
-	f.noPass = o.NoPass
-	srv, err := fuse.NewServer(f, o.Mountpoint, m.fuseOptions())
-	if err != nil {
+	if err := m.mount(); err != nil {
 		m.close()
 		return nil, fmt.Errorf("mount %s: %w", o.Mountpoint, err)
 	}
-	m.srv = srv
+	readAhead(o.Mountpoint)
+	return m, nil
+}
+
+// mount puts the tree where the user wants it and begins to answer.
+func (m *Mount) mount() error {
+	fd, err := attach(m.o)
+	if err != nil {
+		return err
+	}
+	f := newFS(m.rt, m.o)
+	if f.dev, err = connect(f, fd, m.o.Log); err != nil {
+		return errors.Join(err, unmount(m.o.Mountpoint, true))
+	}
+	f.probe()
 	go func() {
-		srv.Serve()
+		f.dev.serve()
 		f.releaseAll()
 		close(m.done)
 	}()
-	if err := srv.WaitMount(); err != nil {
-		return nil, errors.Join(err, m.Unmount(context.Background()))
+	if m.o.noPoll {
+		return refusePoll(m.o.Mountpoint)
 	}
-	readAhead(o.Mountpoint)
-	return m, nil
+	return nil
+}
+
+// refusePoll makes the kernel ask whether a file is ready, and hear that it need
+// not ask again.
+func refusePoll(dir string) error {
+	fd, err := unix.Open(filepath.Join(dir, "vector_boot/version"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err
 }
 
 // readAhead lets the kernel ask for as much at once as a reply can hold, where it
@@ -196,30 +214,6 @@ func (m *Mount) close() error {
 		m.err = errors.Join(errs...)
 	})
 	return m.err
-}
-
-func (m *Mount) fuseOptions() *fuse.MountOptions {
-	root := unix.Geteuid() == 0
-	flags := m.o.Flags | unix.MS_NOSUID | unix.MS_NODEV
-	o := &fuse.MountOptions{
-		FsName: m.o.Source, Name: fsType,
-		AllowOther:        m.o.AllowOther,
-		Options:           []string{"default_permissions"},
-		MaxWrite:          maxReply,
-		DisableSplice:     true, // writing from a buffer was never slower, and splice dies without descriptors
-		DirectMountStrict: root,
-		DirectMountFlags:  flags,
-		ExtraCapabilities: capKillPriv | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO,
-		PanicHandler:      panicHandler(m.o.Log),
-		Logger:            log.New(debugWriter{m.o.Log}, "", 0),
-	}
-	if m.o.ReadOnly {
-		o.DirectMountFlags |= unix.MS_RDONLY
-		if !root {
-			o.Options = append(o.Options, "ro")
-		}
-	}
-	return o
 }
 
 // debugWriter passes what go-fuse logs on to the log.

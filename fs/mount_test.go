@@ -66,7 +66,7 @@ func mount(t *testing.T, change ...func(*Options)) *site {
 	s := &site{mnt: t.TempDir(), log: &logBuffer{}}
 	log := logrus.New()
 	log.SetOutput(s.log)
-	o := Options{Source: "none", Mountpoint: s.mnt, SegmentDir: t.TempDir(), Limit: 1 << 30, Log: log}
+	o := Options{Source: "none", Mountpoint: s.mnt, SegmentDir: t.TempDir(), Limit: 1 << 30, Log: log, noPoll: true}
 	for _, f := range change {
 		f(&o)
 	}

@@ -28,7 +28,7 @@ type rowRead struct {
 }
 
 // openRow opens a file of the tree.
-func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (f *FS) openRow(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	switch {
 	case n.ent.Stream != nil:
@@ -36,13 +36,13 @@ func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse
 	case n.ent.Page:
 		return f.openPage(n, in, out)
 	case write && n.ent.Edit != nil:
-		return f.openEdit(cancel, n, in, out)
+		return f.openEdit(c, n, in, out)
 	case write && n.ent.Do == nil:
 		return fuse.EACCES
 	case n.ent.Segment:
 		return f.openSegment(n, in.Pid, out)
 	}
-	v, err := n.ent.Open(&fuse.Context{Cancel: cancel})
+	v, err := n.ent.Open(c.context())
 	if err != nil {
 		return status(err)
 	}
@@ -55,17 +55,17 @@ func (f *FS) openRow(cancel <-chan struct{}, n *node, in *fuse.OpenIn, out *fuse
 }
 
 // read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.
-func (r *rowRead) read(cancel <-chan struct{}, buf []byte, off int64) (n int, err error) {
+func (r *rowRead) read(c *call, buf []byte, off int64) (n int, err error) {
 	if r.stream != nil {
-		return r.stream.read(&fuse.Context{Cancel: cancel}, buf)
+		return r.stream.read(c.context(), buf)
 	}
 	r.mu.Lock()
 	v := r.view
 	r.mu.Unlock()
 	defer vectorboot.Guard(&err)()
 	buf = buf[:max(0, min(int64(len(buf)), v.Size()-off))]
-	if c, ok := v.(tree.ContextReader); ok {
-		n, err = c.ReadAtContext(&fuse.Context{Cancel: cancel}, buf, off)
+	if slow, ok := v.(tree.ContextReader); ok {
+		n, err = slow.ReadAtContext(c.context(), buf, off)
 	} else {
 		n, err = v.ReadAt(buf, off)
 	}
@@ -83,8 +83,8 @@ func (r *rowRead) size() int64 {
 }
 
 // command runs one command. Its error text is what the handle reads next.
-func (f *FS) command(cancel <-chan struct{}, h *handle, data []byte) fuse.Status {
-	err := h.n.ent.Do(&fuse.Context{Cancel: cancel}, h.n.ent.At, string(data))
+func (f *FS) command(c *call, h *handle, data []byte) fuse.Status {
+	err := h.n.ent.Do(c.context(), h.n.ent.At, string(data))
 	h.row.mu.Lock()
 	defer h.row.mu.Unlock()
 	if err != nil {
@@ -123,6 +123,9 @@ func (f *FS) readRows(h *handle, off uint64, plus bool, out *fuse.DirEntryList) 
 			break
 		}
 		ttl := ttlOf(e)
+		if h.n.ent.At.Gen == nil { // below a generation nothing changes
+			ttl = min(ttl, listedTTL)
+		}
 		if !f.entry(f.internRow(e), ttl, slot).Ok() {
 			*slot = fuse.EntryOut{}
 		}
@@ -159,36 +162,50 @@ func rowType(e tree.Entry) uint32 {
 // changed drops what the kernel remembers of a model. It is called by whoever
 // made the change, without locks, before that caller is answered.
 func (f *FS) changed(c vectorboot.Change) {
-	const models = "vector_boot/models"
-	if whole, _, _, ok := vectorboot.Whole(c.Path); ok {
-		f.changed(vectorboot.Change{Path: whole, Gone: true})
-	}
-	dir := path.Join(models, c.Path)
 	if len(c.Data) > 0 {
 		f.patched(c)
 	}
-	if c.Moved {
-		f.moved(c.Path)
-	}
-	for _, name := range tree.ModelNames() {
-		f.forgetName(dir, name)
-	}
-	if !c.Gone {
-		return
-	}
-	for dir != models { // directories above come and go with their last model
-		f.forgetName(path.Dir(dir), path.Base(dir))
-		dir = path.Dir(dir)
-	}
+	f.forget(f.outdated(c)...)
 }
 
-// forgetName tells the kernel that a name below a row has to be looked up again.
-func (f *FS) forgetName(id, name string) {
+// outdated are the names that a change gives another meaning.
+func (f *FS) outdated(c vectorboot.Change) (list []nameIn) {
+	const models = "vector_boot/models"
+	if whole, _, _, ok := vectorboot.Whole(c.Path); ok {
+		list = f.outdated(vectorboot.Change{Path: whole, Gone: true})
+	}
+	if c.Moved {
+		list = append(list, f.moved(c.Path)...)
+	}
+	dir := path.Join(models, c.Path)
+	for _, base := range tree.ModelNames() {
+		list = append(list, nameIn{dir, base})
+	}
+	for c.Gone && dir != models { // directories above come and go with their last model
+		list = append(list, nameIn{path.Dir(dir), path.Base(dir)})
+		dir = path.Dir(dir)
+	}
+	return list
+}
+
+// nameIn is a name in a directory, which is given by the key of its node.
+type nameIn struct {
+	dir  any
+	base string
+}
+
+// forget tells the kernel that names have to be looked up again.
+func (f *FS) forget(list ...nameIn) {
+	var known []entry
 	f.mu.Lock()
-	n := f.byKey[id]
+	for _, n := range list {
+		if dir := f.byKey[n.dir]; dir != nil {
+			known = append(known, entry{dir.id, n.base})
+		}
+	}
 	f.mu.Unlock()
-	if n != nil {
-		f.srv.EntryNotify(n.id, name) // ENOENT: the kernel has not cached it
+	if len(known) > 0 {
+		f.dev.forgetNames(known)
 	}
 }
 

@@ -216,22 +216,6 @@ func (f *FS) fillLocked(n *node) error {
 	return nil
 }
 
-// renamed is a name in output/ that now means another inode.
-type renamed struct {
-	dir  uint64 // inode number
-	base string
-}
-
-// forgetLive makes the kernel look a name up again.
-func (f *FS) forgetLive(r renamed) {
-	f.mu.Lock()
-	d := f.byKey[r.dir]
-	f.mu.Unlock()
-	if d != nil {
-		f.srv.EntryNotify(d.id, r.base)
-	}
-}
-
 // snapshot copies what the writer of a copied stage has made so far.
 func (f *FS) snapshot(n *node) (*shm.Node, string, error) {
 	if err := f.fillLocked(n); err != nil {

@@ -146,7 +146,7 @@ func (f *FS) truncateFixed(n *node, size int64) error {
 	f.rt.Names.Unlock()
 	if err == nil {
 		f.mark(p)
-		f.forgetLive(renamed{dir.Ino, path.Base(p)})
+		f.forget(nameIn{dir.Ino, path.Base(p)})
 	}
 	return err
 }
@@ -224,15 +224,13 @@ func processOf(tid uint32) int {
 // the same, for stores through a mapping leave no trace in its times.
 func (f *FS) judge(n *node, force bool) error {
 	changes, moved, err := f.judgement(n, force)
-	for _, m := range moved {
-		f.forgetLive(m)
-	}
+	f.forget(moved...)
 	f.tell(changes)
 	return err
 }
 
 // judgement is judge without telling anybody.
-func (f *FS) judgement(n *node, force bool) (changes []vectorboot.Change, moved []renamed, err error) {
+func (f *FS) judgement(n *node, force bool) (changes []vectorboot.Change, moved []nameIn, err error) {
 	n.file.mu.Lock()
 	defer n.file.mu.Unlock()
 	p, ok := f.pathOf(n)
@@ -277,7 +275,7 @@ func said(v *verdict) error {
 
 // decide parses the bytes and shows or rejects them. name is their name in
 // Store.Stage, "" if they are at p already. Caller holds file.mu.
-func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, []renamed, error) {
+func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) ([]vectorboot.Change, []nameIn, error) {
 	g, err := vectorboot.Judge(bytes)
 	before := n.file.last.Swap(&verdict{now, err})
 	if s := n.file.stage; s != nil {
@@ -293,7 +291,7 @@ func (f *FS) decide(n *node, p string, bytes *shm.Node, name string, now stamp) 
 }
 
 // keepRejected gives refused bytes a name beside the model that they would have replaced.
-func (f *FS) keepRejected(n *node, bytes *shm.Node) []renamed {
+func (f *FS) keepRejected(n *node, bytes *shm.Node) []nameIn {
 	s := n.file.stage
 	if s == nil {
 		return nil
@@ -309,13 +307,13 @@ func (f *FS) keepRejected(n *node, bytes *shm.Node) []renamed {
 	if d, ok := s.dir.Path(); ok {
 		f.mark(rejected(path.Join(d, s.base)))
 	}
-	return []renamed{{s.dir.Ino, rejected(s.base)}}
+	return []nameIn{{s.dir.Ino, rejected(s.base)}}
 }
 
 // showPlain gives a staged file that is no model its name. It was staged only
 // because the file of that name was a model once, and readers rely on its bytes.
 // An empty file may be the beginning of a write; last says that nobody writes any more.
-func (f *FS) showPlain(n *node, p string, last bool) ([]vectorboot.Change, []renamed, error) {
+func (f *FS) showPlain(n *node, p string, last bool) ([]vectorboot.Change, []nameIn, error) {
 	s := n.file.stage
 	if s == nil || s.copy && !s.dirty || !last && n.live.Size() == 0 {
 		return nil, nil, nil
@@ -325,7 +323,7 @@ func (f *FS) showPlain(n *node, p string, last bool) ([]vectorboot.Change, []ren
 	if err := f.store.Stage.Rename(s.file, s.dir, s.base, 0); err != nil {
 		return nil, nil, err
 	}
-	moved := []renamed{{s.dir.Ino, s.base}}
+	moved := []nameIn{{s.dir.Ino, s.base}}
 	f.rt.ClearTarget(n.live)
 	n.file.stage = nil
 	s.close()
@@ -334,7 +332,7 @@ func (f *FS) showPlain(n *node, p string, last bool) ([]vectorboot.Change, []ren
 }
 
 // show makes a valid file the current generation of its name. Caller holds file.mu.
-func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, []renamed, error) {
+func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]vectorboot.Change, []nameIn, error) {
 	f.rt.Names.Lock()
 	defer f.rt.Names.Unlock()
 	s := n.file.stage
@@ -349,9 +347,9 @@ func (f *FS) show(n *node, p string, g *vectorboot.Generation, name string) ([]v
 		g.Release()
 		return nil, nil, err
 	}
-	moved := []renamed{{s.dir.Ino, s.base}}
+	moved := []nameIn{{s.dir.Ino, s.base}}
 	if s.rejected {
-		moved = append(moved, renamed{s.dir.Ino, rejected(s.base)})
+		moved = append(moved, nameIn{s.dir.Ino, rejected(s.base)})
 		_ = s.dir.Unlink(rejected(s.base))
 		s.rejected = false
 		f.mark(rejected(p))
