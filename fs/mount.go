@@ -55,6 +55,7 @@ type Mount struct {
 	done   chan struct{}
 	once   sync.Once // guards the work of close
 	err    error
+	failed bool // it never answered; set before close
 }
 
 // ErrMounted says that the mountpoint shows a living vbootfs already.
@@ -70,12 +71,10 @@ func New(o Options) (*Mount, error) {
 	}
 	m := &Mount{o: o, done: make(chan struct{})}
 	if err := m.open(); err != nil {
-		m.close()
-		return nil, err
+		return nil, m.giveUp(err)
 	}
 	if err := m.mount(); err != nil {
-		m.close()
-		return nil, fmt.Errorf("mount %s: %w", o.Mountpoint, err)
+		return nil, m.giveUp(fmt.Errorf("mount %s: %w", o.Mountpoint, err))
 	}
 	readAhead(o.Mountpoint)
 	return m, nil
@@ -198,20 +197,29 @@ func (m *Mount) open() error {
 	return m.rt.Recover()
 }
 
-// close undoes open, once.
+// giveUp undoes a start that failed.
+func (m *Mount) giveUp(err error) error {
+	m.failed = true
+	return errors.Join(err, m.close())
+}
+
+// close undoes open, once. Segments that SOURCE does not have, or that a start
+// which failed has found, stay for the next start.
 func (m *Mount) close() error {
 	m.once.Do(func() {
-		var errs []error
 		if m.rt != nil {
 			m.rt.Close()
 		}
 		if m.source != nil {
-			errs = append(errs, m.source.Close())
+			m.err = m.source.Close()
 		}
-		if m.store != nil {
-			errs = append(errs, m.store.Close())
+		switch {
+		case m.store == nil:
+		case m.err != nil, m.failed && m.store.Attached:
+			m.store.Abandon()
+		default:
+			m.err = m.store.Close()
 		}
-		m.err = errors.Join(errs...)
 	})
 	return m.err
 }

@@ -282,8 +282,9 @@ func (f *FS) rename(p, q *node, oldName, newName string, flags uint32) ([]vector
 		return nil, err
 	}
 	if flags&unix.RENAME_EXCHANGE != 0 {
-		f.mark(from)
-		f.mark(to)
+		if s := f.rt.Source(); s != nil {
+			s.Exchanged(from, to)
+		}
 		return f.rt.Swap(from, to, a.g, b.g), nil
 	}
 	f.placed(a.ino, q, newName)

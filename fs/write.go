@@ -400,11 +400,15 @@ func (f *FS) written(h *handle) {
 	n.file.writers--
 	last := n.file.writers == 0
 	p, ok := f.pathOf(n)
-	if last && n.file.stage != nil {
+	unshown := last && n.file.stage != nil
+	if unshown {
 		f.discard(n)
-		ok = false
 	}
 	n.file.mu.Unlock()
+	if unshown && ok {
+		f.mark(p) // SOURCE may have what fsync wrote; what is shown is true
+		ok = false
+	}
 	if last {
 		f.tell(f.rt.Forget(n.live))
 	}

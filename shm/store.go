@@ -8,7 +8,8 @@
 //	ROOT (read-only mount)       what other programs open
 //	├── live/   the tree that is shown, with real owners and modes
 //	├── stage/  files not shown yet (mode 0700)
-//	└── control/  pages that processes talk through (mode 0700)
+//	├── control/  pages that processes talk through (mode 0700)
+//	└── notes/    what the next start must know (mode 0700)
 //
 // The daemon writes through a second, detached mount of the same tmpfs that only
 // its descriptor reaches. Without the privilege the same tree is a directory in
@@ -51,6 +52,7 @@ type Store struct {
 	Live     *Node
 	Stage    *Node
 	Control  *Node
+	Notes    *Node
 
 	limit int64
 	used  atomic.Int64 // bytes of files; counted only when !Private
@@ -160,6 +162,9 @@ func (s *Store) bringUp(priv bool) error {
 	if s.Control, err = s.subdir(top, "control", 0o700); err != nil {
 		return err
 	}
+	if s.Notes, err = s.subdir(top, "notes", 0o700); err != nil {
+		return err
+	}
 	if !s.Private {
 		s.used.Store(treeBytes(s.Root))
 	}
@@ -209,6 +214,7 @@ func (s *Store) closeDirs() {
 	s.Live.Close()
 	s.Stage.Close()
 	s.Control.Close()
+	s.Notes.Close()
 }
 
 // Usage returns the bytes in use and the limit.

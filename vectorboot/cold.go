@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,25 +18,9 @@ import (
 // adopt walks SOURCE for names that the live tree has not, and a tree that was
 // taken over for names that SOURCE has not.
 func (s *Source) adopt(attached bool) error {
-	s.linked = map[uint64]string{}
+	s.linked = map[identity]string{}
 	defer func() { s.linked = nil }()
-	err := fs.WalkDir(s.root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
-		if err != nil || p == "." {
-			return err
-		}
-		if p == workDir {
-			return fs.SkipDir
-		}
-		if n, err := s.live.Walk(p); err == nil {
-			n.Close()
-			return nil
-		}
-		if err := s.mirror(p); err != nil {
-			return fmt.Errorf("SOURCE %s: %w", p, err)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := s.adoptDir("."); err != nil {
 		return err
 	}
 	if !attached {
@@ -45,8 +29,115 @@ func (s *Source) adopt(attached bool) error {
 	return Walk(s.live, ".", func(p string, n *shm.Node) {
 		if !s.IsCold(n) && !s.clean(p, n) {
 			s.Mark(p)
+		} else if id, _, err := s.root.stat(p); err == nil && !s.IsCold(n) {
+			s.know(n, id)
 		}
 	})
+}
+
+func (s *Source) adoptDir(dir string) error {
+	ents, err := s.root.names(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		p := path.Join(dir, e.Name())
+		if p == workDir {
+			continue
+		}
+		n, err := s.live.Walk(p)
+		switch {
+		case err == nil:
+			n.Close()
+		case s.notes.isGone(p):
+			s.Mark(p)
+			continue
+		default:
+			if err := s.mirror(p); err != nil {
+				return fmt.Errorf("SOURCE %s: %w", p, err)
+			}
+		}
+		if e.IsDir() {
+			if err := s.adoptDir(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reunite finds the bytes of cold names that SOURCE has somewhere else: the daemon
+// was killed in the middle of a rename, or somebody has changed SOURCE since. A
+// name whose bytes are nowhere becomes what SOURCE has under it.
+func (s *Source) reunite() error {
+	lost := map[identity]string{}
+	err := Walk(s.live, ".", func(p string, n *shm.Node) {
+		if want, cold := s.coldID(n); cold {
+			if id, _, err := s.root.stat(p); err != nil || id != want {
+				lost[want] = p
+			}
+		}
+	})
+	if err != nil || len(lost) == 0 {
+		return err
+	}
+	if err := s.search(".", lost); err != nil {
+		return err
+	}
+	for _, p := range lost {
+		if err := s.replaceLost(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// search links what it finds of the files to the names that want them.
+func (s *Source) search(dir string, lost map[identity]string) error {
+	ents, err := s.root.names(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		q := path.Join(dir, e.Name())
+		if e.IsDir() {
+			if err := s.search(q, lost); err != nil {
+				return err
+			}
+			continue
+		}
+		id, _, err := s.root.stat(q)
+		p := lost[id]
+		if err != nil || p == "" {
+			continue
+		}
+		if err := s.parents(p); err != nil {
+			return err
+		}
+		if err := s.linkTo(q, p); err != nil {
+			return err
+		}
+		delete(lost, id)
+		s.Mark(q) // removed, if it has no name of its own
+	}
+	return nil
+}
+
+// replaceLost ends a cold name whose bytes are not in SOURCE any more.
+func (s *Source) replaceLost(p string) error {
+	dir, err := s.live.Walk(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Unlink(path.Base(p)); err != nil {
+		return err
+	}
+	if _, _, err := s.root.stat(p); err != nil {
+		s.report(Event{Event: "lost", Model: p, Error: "it was removed from SOURCE while no daemon ran"})
+		return gone(err)
+	}
+	return s.mirror(p)
 }
 
 // Walk visits every name below dir, parents first. The node is closed after f returns.
@@ -76,48 +167,77 @@ func Walk(dir *shm.Node, at string, f func(p string, n *shm.Node)) error {
 // mirror makes the live name of something in SOURCE. Files become placeholders
 // of the right size whose bytes are read at the first open.
 func (s *Source) mirror(p string) error {
-	info, err := s.root.Lstat(p)
+	fd, err := s.root.open(p, unix.O_PATH, 0)
 	if err != nil {
 		return err
 	}
-	st := info.Sys().(*unixStat)
+	defer unix.Close(fd)
+	id, st, err := identify(fd)
+	if err != nil {
+		return err
+	}
 	dir, err := s.live.Walk(path.Dir(p))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	n, err := s.mirrorNode(dir, p, info, st)
+	n, err := s.mirrorNode(dir, p, id, &st)
 	if n == nil || err != nil {
 		return err
 	}
 	defer n.Close()
+	if !s.IsCold(n) {
+		s.know(n, id)
+	}
+	if err := mirrorAttributes(n, fd, &st); err != nil {
+		return err
+	}
+	return n.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
+}
+
+// mirrorAttributes is owner, mode and the attributes that users set.
+func mirrorAttributes(n *shm.Node, fd int, st *unix.Stat_t) error {
 	if unix.Geteuid() == 0 {
 		if err := n.Chown(int(st.Uid), int(st.Gid)); err != nil {
 			return err
 		}
 	}
-	if n.Type != unix.S_IFLNK {
-		if err := n.Chmod(st.Mode); err != nil {
-			return err
+	if n.Type == unix.S_IFLNK {
+		return nil
+	}
+	buf := make([]byte, 64<<10)
+	k, err := unix.Listxattr(viaProc(fd), buf)
+	if err != nil {
+		k = 0 // a file system without them
+	}
+	for _, name := range strings.Split(string(buf[:k]), "\x00") {
+		if !strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "user.vbootfs") {
+			continue
+		}
+		val := make([]byte, 64<<10)
+		if k, err := unix.Getxattr(viaProc(fd), name, val); err == nil {
+			if err := n.Setxattr(name, val[:k], 0); err != nil && err != unix.ENOTSUP {
+				return err
+			}
 		}
 	}
-	return n.Utimes([2]unix.Timespec{unix.Timespec(st.Atim), unix.Timespec(st.Mtim)})
+	return n.Chmod(st.Mode)
 }
 
-func (s *Source) mirrorNode(dir *shm.Node, p string, info fs.FileInfo, st *unixStat) (*shm.Node, error) {
+func (s *Source) mirrorNode(dir *shm.Node, p string, id identity, st *unix.Stat_t) (*shm.Node, error) {
 	base := path.Base(p)
-	switch info.Mode().Type() {
-	case 0:
-		return s.placeholder(dir, p, info)
-	case fs.ModeDir:
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return s.placeholder(dir, p, id, st)
+	case unix.S_IFDIR:
 		return dir.Mkdir(base, 0o700, nil)
-	case fs.ModeSymlink:
-		target, err := s.root.Readlink(p)
+	case unix.S_IFLNK:
+		target, err := s.root.readlink(p)
 		if err != nil {
 			return nil, err
 		}
 		return dir.Symlink(target, base, nil)
-	case fs.ModeNamedPipe, fs.ModeSocket:
+	case unix.S_IFIFO, unix.S_IFSOCK:
 		return dir.Mknod(base, st.Mode, 0, nil)
 	}
 	return nil, nil // device nodes are not shown
@@ -125,9 +245,8 @@ func (s *Source) mirrorNode(dir *shm.Node, p string, info fs.FileInfo, st *unixS
 
 // placeholder is a file of the right size without bytes. Hard links of SOURCE
 // stay links.
-func (s *Source) placeholder(dir *shm.Node, p string, info fs.FileInfo) (*shm.Node, error) {
-	st := info.Sys().(*unixStat)
-	if first := s.linked[st.Ino]; first != "" {
+func (s *Source) placeholder(dir *shm.Node, p string, id identity, st *unix.Stat_t) (*shm.Node, error) {
+	if first := s.linked[id]; first != "" {
 		n, err := s.live.Walk(first)
 		if err != nil {
 			return nil, err
@@ -136,15 +255,15 @@ func (s *Source) placeholder(dir *shm.Node, p string, info fs.FileInfo) (*shm.No
 		return nil, dir.Link(n, path.Base(p))
 	}
 	if st.Nlink > 1 {
-		s.linked[st.Ino] = p
+		s.linked[id] = p
 	}
 	n, err := dir.Create(path.Base(p), 0o600, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err = n.Truncate(info.Size()); err == nil && info.Size() > 0 {
-		if err = n.Setxattr(s.cold, []byte("1"), 0); err != nil {
-			err = s.Fill(context.Background(), p, n) // no attributes on this tmpfs: take the bytes now
+	if err = n.Truncate(st.Size); err == nil && st.Size > 0 {
+		if err = s.chill(n, id); err != nil {
+			err = s.fillNow(p, id, n) // no attributes on this tmpfs: take the bytes now
 		}
 	}
 	if err != nil {
@@ -154,18 +273,119 @@ func (s *Source) placeholder(dir *shm.Node, p string, info fs.FileInfo) (*shm.No
 	return n, nil
 }
 
+// chill marks a file as one whose bytes are in this file of SOURCE.
+func (s *Source) chill(n *shm.Node, id identity) error {
+	return n.Setxattr(s.cold, []byte(id.String()), 0)
+}
+
+// coldID is the file of SOURCE that has the bytes of a cold one.
+func (s *Source) coldID(n *shm.Node) (id identity, cold bool) {
+	if n.Type != unix.S_IFREG {
+		return id, false
+	}
+	buf := make([]byte, 64)
+	k, err := n.Getxattr(s.cold, buf)
+	if err != nil {
+		return id, false
+	}
+	return parseIdentity(string(buf[:k])), true
+}
+
 // IsCold reports whether the bytes of a file are only in SOURCE.
 func (s *Source) IsCold(n *shm.Node) bool {
 	return n.Type == unix.S_IFREG && n.HasXattr(s.cold)
 }
 
-// Open opens the file of a cold name in SOURCE.
-func (s *Source) Open(p string) (*os.File, error) { return s.root.Open(p) }
+// Open opens the file in SOURCE that has the bytes of a cold one, by name p. If another
+// file stands there, for whatever reason, the error says so.
+func (s *Source) Open(p string, n *shm.Node) (*os.File, error) {
+	f, err := s.openCold(p, n)
+	if err != nil { // perhaps it is just being moved
+		s.one.Lock()
+		defer s.one.Unlock()
+		return s.openCold(p, n)
+	}
+	return f, nil
+}
+
+func (s *Source) openCold(p string, n *shm.Node) (*os.File, error) {
+	want, cold := s.coldID(n)
+	if !cold {
+		return nil, errWarm
+	}
+	places := []string{p, s.formerly(p)}
+	if !s.readOnly {
+		places = append(places, path.Join(workDir, keepPrefix+want.String()))
+	}
+	for _, q := range places {
+		f, id, err := s.root.file(q)
+		if err != nil {
+			continue
+		}
+		if st, err := f.Stat(); err == nil && id == want && st.Size() == n.Size() {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, fmt.Errorf("SOURCE has not the file that was %s: %w", p, unix.EIO)
+}
+
+// errWarm says that a file needs nothing from SOURCE.
+var errWarm = errors.New("not cold")
+
+// settleCold makes sure that SOURCE has the bytes of a cold file under its name. Caller holds one.
+func (s *Source) settleCold(p string, n *shm.Node, st *unix.Stat_t, id identity) error {
+	if have, _, err := s.root.stat(p); err == nil && have == id {
+		return nil
+	}
+	places, err := s.others(p, n, st)
+	if err != nil {
+		return err
+	}
+	for _, q := range append(places, path.Join(workDir, keepPrefix+id.String())) {
+		if have, _, err := s.root.stat(q); err == nil && have == id {
+			return s.linkTo(q, p)
+		}
+	}
+	return fmt.Errorf("SOURCE has not the file that was %s: %w", p, unix.EIO)
+}
+
+// unkeep removes files that p needed and does not any more. Caller holds one.
+func (s *Source) unkeep(p string) error {
+	for id, q := range s.kept {
+		if q != p {
+			continue
+		}
+		if at, err := s.coldName(id); err != nil || at != "" {
+			if have, _, err := s.root.stat(at); err != nil || have != id {
+				continue
+			}
+		}
+		if err := gone(s.root.remove(path.Join(workDir, keepPrefix+id.String()))); err != nil {
+			return err
+		}
+		delete(s.kept, id)
+	}
+	return nil
+}
+
+// fillNow fills a placeholder at once.
+func (s *Source) fillNow(p string, id identity, n *shm.Node) error {
+	f, have, err := s.root.file(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if have != id {
+		return unix.ESTALE
+	}
+	return s.fillFrom(context.Background(), f, p, n)
+}
 
 // Fill copies the bytes of a placeholder from SOURCE. Until it succeeds the file
 // stays cold. Times are kept.
 func (s *Source) Fill(ctx context.Context, p string, n *shm.Node) error {
-	f, err := s.root.Open(p)
+	f, err := s.Open(p, n)
 	if err != nil {
 		return err
 	}
@@ -226,6 +446,9 @@ func (s *Source) fillFrom(ctx context.Context, f *os.File, p string, n *shm.Node
 	if err := n.Utimes([2]unix.Timespec{st.Atim, st.Mtim}); err != nil {
 		return err
 	}
+	if id, cold := s.coldID(n); cold {
+		s.know(n, id)
+	}
 	if err := n.Removexattr(s.cold); err != nil && !errors.Is(err, unix.ENODATA) {
 		return err
 	}
@@ -238,7 +461,7 @@ func (s *Source) Thaw(n *shm.Node) { _ = n.Removexattr(s.cold) }
 // Judge reads the header of a cold file from SOURCE.
 func (s *Source) Judge(p string, n *shm.Node) (*Generation, error) {
 	begin := time.Now()
-	f, err := s.root.Open(p)
+	f, err := s.Open(p, n)
 	if err != nil {
 		return nil, err
 	}

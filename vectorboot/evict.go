@@ -51,7 +51,7 @@ func (rt *Runtime) Evict(p string) error {
 		return err
 	}
 	name := rt.store.StageName()
-	n, err := rt.source.hollow(name, g.Seg.Node)
+	n, err := rt.source.hollow(p, name, g.Seg.Node)
 	if err != nil {
 		return err
 	}
@@ -107,18 +107,25 @@ func (rt *Runtime) cool(p string, g, cold *Generation, name string) error {
 	return nil
 }
 
-// hollow makes a placeholder for a file that SOURCE has.
-func (s *Source) hollow(name string, like *shm.Node) (*shm.Node, error) {
+// hollow makes a placeholder for a file that SOURCE has at p.
+func (s *Source) hollow(p, name string, like *shm.Node) (*shm.Node, error) {
 	st, err := like.Stat()
 	if err != nil {
 		return nil, err
+	}
+	id, _, err := s.root.stat(p)
+	if err != nil {
+		return nil, err
+	}
+	if !s.clean(p, like) {
+		return nil, ErrConflict
 	}
 	n, err := s.store.CreateLike(name, like)
 	if err != nil {
 		return nil, err
 	}
 	if err = n.Truncate(st.Size); err == nil {
-		err = n.Setxattr(s.cold, []byte("1"), 0)
+		err = s.chill(n, id)
 	}
 	if err == nil {
 		err = n.Utimes([2]unix.Timespec{st.Atim, st.Mtim})

@@ -1,28 +1,28 @@
 package vectorboot
 
 import (
+	"bytes"
 	"errors"
-	"io/fs"
+	"fmt"
+	"io"
 	"os"
 	"path"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"vbootfs/shm"
 )
 
-type unixStat = syscall.Stat_t
-
-// settle makes SOURCE equal to the live tree at p and, when asked, durable.
+// settle makes SOURCE equal to the live tree at p and, when asked, durable. Caller holds one.
 func (s *Source) settle(p string, durable bool) error {
-	s.one.Lock()
-	defer s.one.Unlock()
+	if err := s.carry(); err != nil && s.waits(p) {
+		return fmt.Errorf("a rename comes first: %w", err)
+	}
 	n, err := s.live.Walk(p)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return s.gone(p, durable)
+	if err != nil && gone(err) == nil {
+		return s.drop(p, durable)
 	}
 	if err != nil {
 		return err
@@ -43,29 +43,38 @@ func (s *Source) settle(p string, durable bool) error {
 	return nil
 }
 
-func (s *Source) gone(p string, durable bool) error {
-	if err := s.root.RemoveAll(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// drop removes what SOURCE has at a name that is gone.
+func (s *Source) drop(p string, durable bool) error {
+	if err := s.root.removeAll(p, s.spare); err != nil {
 		return err
 	}
-	if durable {
-		return s.syncDirs(path.Dir(p))
+	if !durable {
+		return nil
 	}
-	return nil
+	for p = path.Dir(p); ; p = path.Dir(p) { // directories above may be gone, too
+		if err := s.syncDirs(p); err == nil || gone(err) != nil || p == "." {
+			return err
+		}
+	}
 }
 
-// parents makes the directories above p as they are in the live tree.
+// parents makes the directories above p as they are in the live tree; those that
+// have another name there by now are made for a rename that waits.
 func (s *Source) parents(p string) error {
 	dir := path.Dir(p)
 	if dir == "." {
 		return nil
 	}
-	if info, err := s.root.Lstat(dir); err == nil && info.IsDir() {
+	if _, st, err := s.root.stat(dir); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return nil
 	}
 	if err := s.parents(dir); err != nil {
 		return err
 	}
 	n, err := s.live.Walk(dir)
+	if err != nil && gone(err) == nil {
+		return s.root.mkdir(dir, 0o700)
+	}
 	if err != nil {
 		return err
 	}
@@ -78,11 +87,11 @@ func (s *Source) parents(p string) error {
 
 // retype removes what stands at p in SOURCE when it is of another kind.
 func (s *Source) retype(p string, n *shm.Node) error {
-	info, err := s.root.Lstat(p)
-	if err != nil || info.Sys().(*unixStat).Mode&unix.S_IFMT == n.Type {
+	_, st, err := s.root.stat(p)
+	if err != nil || st.Mode&unix.S_IFMT == n.Type {
 		return nil
 	}
-	return s.root.RemoveAll(p)
+	return s.root.removeAll(p, s.spare)
 }
 
 // content brings the content and attributes of one name over.
@@ -93,23 +102,39 @@ func (s *Source) content(p string, n *shm.Node, durable bool) error {
 	}
 	switch n.Type {
 	case unix.S_IFREG:
-		if !s.IsCold(n) && !s.clean(p, n) {
+		if id, cold := s.coldID(n); cold {
+			err = s.settleCold(p, n, &st, id)
+		} else if !s.clean(p, n) && !s.equal(p, n, &st) {
 			return s.copyOut(p, n, &st, durable)
 		}
 	case unix.S_IFDIR:
-		if err := s.root.Mkdir(p, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
+		err = s.made(p, n, s.root.mkdir(p, 0o700))
 	case unix.S_IFLNK:
 		return s.symlink(p, n, &st)
 	case unix.S_IFIFO, unix.S_IFSOCK:
-		if err := s.special(p, st.Mode); err != nil {
-			return err
-		}
+		err = s.made(p, n, s.root.mknod(p, st.Mode))
 	default:
 		return nil // device nodes stay in memory
 	}
+	if err != nil {
+		return err
+	}
 	return s.attributes(p, n, &st)
+}
+
+// made knows what was made for a live name, unless it was there before.
+func (s *Source) made(p string, n *shm.Node, err error) error {
+	if err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return err
+	}
+	id, _, err := s.root.stat(p)
+	if err == nil {
+		s.know(n, id)
+	}
+	return err
 }
 
 func (s *Source) symlink(p string, n *shm.Node, st *unix.Stat_t) error {
@@ -117,59 +142,52 @@ func (s *Source) symlink(p string, n *shm.Node, st *unix.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	if have, err := s.root.Readlink(p); err != nil || have != string(target) {
-		_ = s.root.Remove(p)
-		if err := s.root.Symlink(string(target), p); err != nil {
+	if have, err := s.root.readlink(p); err != nil || have != string(target) {
+		_ = s.root.remove(p)
+		if err := s.root.symlink(string(target), p); err != nil {
 			return err
 		}
 	}
 	if unix.Geteuid() == 0 {
-		return s.root.Lchown(p, int(st.Uid), int(st.Gid))
-	}
-	return nil
-}
-
-func (s *Source) special(p string, mode uint32) error {
-	dir, err := s.root.Open(path.Dir(p))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Mknodat(int(dir.Fd()), path.Base(p), mode, 0); err != nil && err != unix.EEXIST {
-		return err
+		return s.root.lchown(p, int(st.Uid), int(st.Gid))
 	}
 	return nil
 }
 
 // attributes sets owner, mode, extended attributes and times of p.
 func (s *Source) attributes(p string, n *shm.Node, st *unix.Stat_t) error {
-	f, err := s.root.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ENXIO) { // a socket cannot be opened
-		return s.root.Chmod(p, fs.FileMode(st.Mode&0o777))
-	}
+	fd, err := s.root.open(p, unix.O_PATH, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return s.dress(f, n, st)
+	defer unix.Close(fd)
+	id, have, err := identify(fd)
+	if err != nil {
+		return err
+	}
+	if !s.ours(n, st, id, &have) {
+		return fmt.Errorf("somebody else has put something in the place of %s in SOURCE: %w", p, unix.EEXIST)
+	}
+	if n.Type != unix.S_IFREG {
+		s.know(n, id)
+	}
+	return s.dress(fd, n, st)
 }
 
-// dress gives an open file of SOURCE the attributes of a live file.
-func (s *Source) dress(f *os.File, n *shm.Node, st *unix.Stat_t) error {
-	fd := int(f.Fd())
+// dress gives a file of SOURCE, which may be open with O_PATH, the attributes of a live file.
+func (s *Source) dress(fd int, n *shm.Node, st *unix.Stat_t) error {
 	if unix.Geteuid() == 0 {
-		if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+		if err := unix.Fchownat(fd, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
+	if err := unix.Chmod(viaProc(fd), st.Mode&0o7777); err != nil {
 		return err
 	}
 	if err := s.copyXattrs(fd, n); err != nil {
 		return err
 	}
-	ts := []unix.Timespec{st.Atim, st.Mtim}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), ts, 0)
+	return unix.UtimesNanoAt(unix.AT_FDCWD, viaProc(fd), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
 
 // copyXattrs makes the user attributes of fd those of n. A SOURCE without
@@ -190,18 +208,18 @@ func (s *Source) copyXattrs(fd int, n *shm.Node) error {
 		if err != nil {
 			continue
 		}
-		if err := unix.Fsetxattr(fd, name, val[:k], 0); err != nil && err != unix.ENOTSUP {
+		if err := unix.Setxattr(viaProc(fd), name, val[:k], 0); err != nil && err != unix.ENOTSUP {
 			return err
 		}
 	}
 	buf := make([]byte, 64<<10)
-	k, err := unix.Flistxattr(fd, buf)
+	k, err := unix.Listxattr(viaProc(fd), buf)
 	if err != nil {
 		return nil
 	}
 	for _, name := range strings.Split(string(buf[:k]), "\x00") {
 		if strings.HasPrefix(name, "user.") && !want[name] {
-			if err := unix.Fremovexattr(fd, name); err != nil && err != unix.ENODATA {
+			if err := unix.Removexattr(viaProc(fd), name); err != nil && err != unix.ENODATA {
 				return err
 			}
 		}
@@ -233,7 +251,7 @@ func (s *Source) copyOut(p string, n *shm.Node, st *unix.Stat_t, now bool) error
 		return err
 	}
 	for _, q := range others {
-		if err := s.linkTo(p, q); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.linkTo(p, q); err != nil && gone(err) != nil {
 			return err
 		}
 	}
@@ -241,51 +259,103 @@ func (s *Source) copyOut(p string, n *shm.Node, st *unix.Stat_t, now bool) error
 }
 
 func (s *Source) copyNew(p string, n *shm.Node, st *unix.Stat_t, now bool) error {
-	_ = n.Removexattr(s.dirty)
+	s.notes.clear(n.Ino)
 	tmp := s.workName()
-	f, err := s.root.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	id, err := s.copyTo(tmp, n, st)
+	busy := s.Busy(n.Ino)
+	if err == nil && (now || !busy) {
+		if err = s.spare(p); err == nil {
+			err = s.root.rename(tmp, p, 0)
+		}
+		if err == nil {
+			s.know(n, id)
+		}
+	}
+	if err != nil || busy { // busy: who has it mapped may store more
 		s.Dirty(n)
-		return err
-	}
-	defer f.Close()
-	if err = s.copyBytes(f, n, st); err == nil {
-		err = f.Sync()
-	}
-	torn := !now && s.Busy(n.Ino)
-	if err == nil && !torn {
-		err = s.root.Rename(tmp, p)
-	}
-	if err != nil || torn {
-		s.Dirty(n)
-		_ = s.root.Remove(tmp)
+		_ = s.root.remove(tmp) // gone if it took the name
 	}
 	return err
 }
 
-func (s *Source) copyBytes(f *os.File, n *shm.Node, st *unix.Stat_t) error {
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < st.Size; {
-		k, err := n.ReadAt(buf[:min(int64(len(buf)), st.Size-off)], off)
-		if k == 0 && err != nil {
-			break // cut meanwhile: the mark is set again by whoever did it
-		}
-		if _, err := f.WriteAt(buf[:k], off); err != nil {
-			return err
-		}
-		off += int64(k)
+// copyTo makes a file of SOURCE with the bytes and attributes of a live one, on the disk.
+func (s *Source) copyTo(tmp string, n *shm.Node, st *unix.Stat_t) (identity, error) {
+	f, err := s.root.create(tmp)
+	if err != nil {
+		return identity{}, err
 	}
-	return s.dress(f, n, st)
+	defer f.Close()
+	if err := s.copyBytes(f, n, st); err != nil {
+		return identity{}, err
+	}
+	if err := s.dress(int(f.Fd()), n, st); err != nil {
+		return identity{}, err
+	}
+	id, _, err := identify(int(f.Fd()))
+	if err != nil {
+		return id, err
+	}
+	return id, f.Sync()
+}
+
+func (s *Source) copyBytes(f *os.File, n *shm.Node, st *unix.Stat_t) error {
+	in, err := n.Quiet()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	// What is cut off meanwhile is marked again by whoever did it.
+	_, err = io.Copy(f, io.NewSectionReader(in, 0, st.Size))
+	return err
+}
+
+// equal reports whether SOURCE has the very bytes of a file that is dirty for no
+// other reason than that somebody could have stored to it through a mapping.
+func (s *Source) equal(p string, n *shm.Node, st *unix.Stat_t) bool {
+	if !s.alike(p, n) || s.Busy(n.Ino) {
+		return false
+	}
+	s.notes.clear(n.Ino)
+	if s.sameBytes(p, n, st) {
+		return true
+	}
+	s.Dirty(n)
+	return false
+}
+
+func (s *Source) sameBytes(p string, n *shm.Node, st *unix.Stat_t) bool {
+	a, _, err := s.root.file(p)
+	if err != nil {
+		return false
+	}
+	defer a.Close()
+	b, err := n.Quiet()
+	if err != nil {
+		return false
+	}
+	defer b.Close()
+	x, y := make([]byte, 1<<20), make([]byte, 1<<20)
+	for off := int64(0); off < st.Size; off += int64(len(x)) {
+		i, _ := a.ReadAt(x, off)
+		j, _ := b.ReadAt(y, off)
+		if i != j || i == 0 || !bytes.Equal(x[:i], y[:j]) {
+			return false
+		}
+	}
+	return true
 }
 
 // linkTo makes p another name of what SOURCE has at q, replacing what p was.
 func (s *Source) linkTo(q, p string) error {
 	tmp := s.workName()
-	if err := s.root.Link(q, tmp); err != nil {
+	if err := s.root.link(q, tmp); err != nil {
 		return err
 	}
-	defer s.root.Remove(tmp) // rename(2) of two names of one file leaves both
-	return s.root.Rename(tmp, p)
+	defer s.root.remove(tmp) // rename(2) of two names of one file leaves both
+	if err := s.spare(p); err != nil {
+		return err
+	}
+	return s.root.rename(tmp, p, 0)
 }
 
 // others lists the other names that a live file has.
@@ -310,13 +380,7 @@ func (s *Source) workName() string {
 // syncDirs makes a directory and those above it durable.
 func (s *Source) syncDirs(dir string) error {
 	for {
-		d, err := s.root.Open(dir)
-		if err != nil {
-			return err
-		}
-		err = d.Sync()
-		d.Close()
-		if err != nil || dir == "." {
+		if err := s.root.sync(dir); err != nil || dir == "." {
 			return err
 		}
 		dir = path.Dir(dir)

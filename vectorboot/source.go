@@ -2,10 +2,10 @@ package vectorboot
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"path"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,16 +25,22 @@ const workDir = ".vbootfs"
 // reconciling twice does no harm. A failure is reported, kept as the name's
 // error for the next fsync, and tried again.
 //
-// A file is clean when its size and modification time equal those in SOURCE and
-// it has no dirty mark; the mark is an extended attribute, so that it survives
-// the daemon. A file whose bytes are only in SOURCE has a cold mark instead.
+// A file is clean when SOURCE has the file that was written last for it, with
+// the same size and modification time, and no note says that it is dirty. A file
+// whose bytes are only in SOURCE has a cold mark, an extended attribute that says
+// in which file they are.
+//
+// Other users may change SOURCE meanwhile, by renames and links too. So a file
+// there is read and changed only when it is known to be the one that was adopted
+// or written (known), or has the same owner and mode as the one that shows it.
 type Source struct {
 	Path string
 
-	root        *os.Root
-	live        *shm.Node
-	store       *shm.Store
-	cold, dirty string // names of the marks
+	root  *beneath
+	live  *shm.Node
+	store *shm.Store
+	notes *notes
+	cold  string // name of the mark
 
 	report func(Event)
 
@@ -54,68 +60,135 @@ type Source struct {
 	later   map[string]*time.Timer   // names that wait for a quiet time
 	change  *sync.Cond               // something above changed
 	closed  bool
+	known   map[uint64]identity // live inode -> what it is in SOURCE; cold files have it in their mark
+	uneasy  map[identity]bool   // files of SOURCE that a cold name was given to which SOURCE may not have
 
-	linked map[uint64]string // while adopting: inode of SOURCE with several names -> the first seen
+	linked map[identity]string // while adopting: file of SOURCE with several names -> the first seen
 
-	one  sync.Mutex // held while SOURCE is being changed; taken before mu
+	started bool // by Start
+
+	one  sync.Mutex // held while SOURCE is being changed; taken before the lock of notes and mu
 	done chan struct{}
-	tmp  uint64
+	tmp  uint64              // guarded by one
+	kept map[identity]string // files in workDir that a cold name needs, and that name; guarded by one
 }
 
 // OpenSource opens the directory and locks it against a second daemon.
 func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
-	root, err := os.OpenRoot(dir)
+	root, err := openBeneath(dir, !readOnly)
 	if err != nil {
 		return nil, err
 	}
-	d, err := root.Open(".")
-	if err != nil {
-		root.Close()
-		return nil, err
-	}
-	defer d.Close()
 	s := &Source{
-		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), dirty: store.Mark("dirty"),
+		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), readOnly: readOnly,
 		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, paused: map[string]bool{},
 		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
+		known: map[uint64]identity{}, uneasy: map[identity]bool{}, kept: map[identity]string{},
 	}
 	s.change = sync.NewCond(&s.mu)
-	if s.readOnly = readOnly; readOnly {
+	if s.notes, err = openNotes(store); err != nil {
+		root.Close()
+		return nil, fmt.Errorf("notes in shared memory: %w", err)
+	}
+	if readOnly {
 		return s, nil
 	}
-	if err := root.RemoveAll(workDir); err != nil {
-		root.Close()
-		return nil, err
+	err = root.mkdir(workDir, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		err = s.ownWorkDir()
 	}
-	if err := root.Mkdir(workDir, 0o700); err != nil {
+	if err != nil {
+		s.notes.close()
 		root.Close()
 		return nil, fmt.Errorf("SOURCE must be writable: %w", err)
 	}
 	return s, nil
 }
 
-// Start brings the two trees together and begins to write back. A fresh store is
-// filled with names whose bytes stay in SOURCE; a store left by a killed daemon
-// is the truth for the names it has.
-func (s *Source) Start(attached bool) error {
-	if err := s.adopt(attached); err != nil {
+// ownWorkDir makes sure that the directory which an earlier daemon left, or
+// somebody made for us, is one in which nobody else can put anything.
+func (s *Source) ownWorkDir() error {
+	_, st, err := s.root.stat(workDir)
+	if err != nil {
 		return err
 	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != unix.Geteuid() || st.Mode&0o077 != 0 {
+		return fmt.Errorf("%s is not a directory of our own with mode 0700: %w", workDir, unix.EPERM)
+	}
+	name := path.Join(workDir, "test") // a file system that was made read-only
+	_ = s.root.remove(name)
+	f, err := s.root.create(name)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	return s.root.remove(name)
+}
+
+// Start brings the two trees together and begins to write back. A fresh store is
+// filled with names whose bytes stay in SOURCE; a store left by a killed daemon
+// is the truth for the names it has, and for those that it noted as gone.
+func (s *Source) Start(attached bool) error {
+	if err := s.begin(attached); err != nil {
+		return err
+	}
+	s.started = true
 	go s.run()
 	return nil
 }
 
-// Dirty marks a file that is about to be written, for the next start after a crash.
+func (s *Source) begin(attached bool) error {
+	s.one.Lock()
+	defer s.one.Unlock()
+	if !s.readOnly {
+		if err := s.carry(); err != nil {
+			s.report(Event{Event: "writeback_failed", Error: oneLine(err.Error())})
+		}
+	}
+	if err := s.adopt(attached); err != nil {
+		return err
+	}
+	if s.readOnly {
+		return nil
+	}
+	if attached {
+		if err := s.reunite(); err != nil {
+			return err
+		}
+	}
+	s.caughtUpOthers()
+	return s.emptyWorkDir()
+}
+
+// emptyWorkDir removes what an earlier daemon left half written. Caller holds one.
+func (s *Source) emptyWorkDir() error {
+	ents, err := s.root.names(workDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		p := path.Join(workDir, e.Name())
+		if err := s.root.removeAll(p, func(string) error { return nil }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Dirty says that a file is about to be written, for the next start after a crash.
 func (s *Source) Dirty(n *shm.Node) {
-	// Without the mark (no attributes on this tmpfs, no permission) size and
-	// time still tell all but writes through a mapping.
-	_ = n.Setxattr(s.dirty, []byte("1"), 0)
+	if !s.readOnly {
+		s.noted(s.notes.mark(n.Ino))
+	}
 }
 
 // SyncAs makes the content of a file that has no name yet durable under p.
 func (s *Source) SyncAs(p string, n *shm.Node) error {
 	s.one.Lock()
 	defer s.one.Unlock()
+	if err := s.carry(); err != nil && s.waits(p) {
+		return err
+	}
 	if err := s.parents(p); err != nil {
 		return err
 	}
@@ -131,37 +204,106 @@ func (s *Source) SyncAs(p string, n *shm.Node) error {
 
 // clean reports whether SOURCE has what the live file has.
 func (s *Source) clean(p string, n *shm.Node) bool {
+	return s.alike(p, n) && !s.notes.isDirty(n.Ino)
+}
+
+// alike is clean but for stores through a mapping, which leave no trace in the times.
+func (s *Source) alike(p string, n *shm.Node) bool {
 	st, err := n.Stat()
 	if err != nil {
 		return false
 	}
-	info, err := s.root.Lstat(p)
-	if err != nil || n.HasXattr(s.dirty) {
+	id, have, err := s.root.stat(p)
+	if err != nil || !s.ours(n, &st, id, &have) {
 		return false
 	}
-	have := info.Sys().(*unixStat)
+	return n.Type != unix.S_IFREG || st.Size == have.Size && st.Mtim == have.Mtim
+}
+
+// ours reports whether a file of SOURCE is the one that stands for a live file.
+// One that is not known to be (a daemon was killed) is taken for it when whoever
+// may read or change the one may do so with the other.
+func (s *Source) ours(n *shm.Node, st *unix.Stat_t, id identity, have *unix.Stat_t) bool {
 	if st.Mode&unix.S_IFMT != have.Mode&unix.S_IFMT {
 		return false
 	}
-	return n.Type != unix.S_IFREG || st.Size == have.Size && st.Mtim == unix.Timespec(have.Mtim)
+	if want, cold := s.coldID(n); cold {
+		return want == id
+	}
+	s.mu.Lock()
+	want, ok := s.known[n.Ino]
+	s.mu.Unlock()
+	switch {
+	case want == id:
+		return true
+	case unix.Geteuid() != 0:
+		return !ok || n.Type != unix.S_IFREG
+	case st.Uid != have.Uid || st.Gid != have.Gid:
+		return false
+	}
+	return n.Type != unix.S_IFREG || !ok && st.Mode == have.Mode
 }
 
-// Mark says that SOURCE may differ from the live tree at p.
+// know remembers which file of SOURCE stands for a live one.
+func (s *Source) know(n *shm.Node, id identity) {
+	s.mu.Lock()
+	s.known[n.Ino] = id
+	s.mu.Unlock()
+}
+
+// Mark says that SOURCE may differ from the live tree at p. A name that is gone is
+// noted first, so that it does not come back if the daemon is killed.
 func (s *Source) Mark(p string) {
 	if s.readOnly {
 		return
 	}
 	var size int64
-	if n, err := s.live.Walk(p); err == nil {
-		if n.Type == unix.S_IFREG && !s.IsCold(n) {
+	n, err := s.live.Walk(p)
+	if err == nil {
+		id, cold := s.coldID(n)
+		if n.Type == unix.S_IFREG && !cold {
 			size = n.Size()
 		}
 		n.Close()
+		if cold {
+			s.mu.Lock()
+			s.uneasy[id] = true
+			s.mu.Unlock()
+		}
+	}
+	s.notes.mu.Lock()
+	var failed error
+	if gone(err) == nil && err != nil && !s.notes.gone[p] {
+		failed = s.notes.add('g', p)
 	}
 	s.mu.Lock()
 	s.marked[p] = size
 	s.change.Broadcast()
 	s.mu.Unlock()
+	s.notes.mu.Unlock()
+	s.noted(failed)
+}
+
+// caughtUp drops the note that a name is gone, unless it is marked again.
+func (s *Source) caughtUp(p string) {
+	s.notes.mu.Lock()
+	defer s.notes.mu.Unlock()
+	s.mu.Lock()
+	_, again := s.marked[p]
+	s.mu.Unlock()
+	if s.notes.gone[p] && !again {
+		_ = s.notes.add('G', p) // a start looks at what is there before it believes a note
+	}
+}
+
+// caughtUpOthers drops notes of names that SOURCE turned out not to have.
+func (s *Source) caughtUpOthers() {
+	s.notes.mu.Lock()
+	names := maps.Clone(s.notes.gone)
+	s.notes.mu.Unlock()
+	for p := range names {
+		s.caughtUp(p)
+	}
 }
 
 // quiet is how long a model must go without commits before it is written back:
@@ -222,7 +364,7 @@ func (s *Source) run() {
 		if !ok {
 			return
 		}
-		if err := s.settle(p, false); err != nil {
+		if err := s.reconcile(p, false); err != nil {
 			s.fail(p, err)
 			s.mu.Lock()
 			s.errs[p] = err
@@ -275,12 +417,15 @@ func (s *Source) fail(p string, err error) {
 // Sync makes the file at p durable: content and name. The error of an earlier
 // attempt is returned once, as fsync(2) does.
 func (s *Source) Sync(p string) error {
+	if s.readOnly {
+		return s.syncReadOnly(p)
+	}
 	s.mu.Lock()
 	old := s.errs[p]
 	delete(s.errs, p)
 	delete(s.marked, p)
 	s.mu.Unlock()
-	err := s.settle(p, true)
+	err := s.reconcile(p, true)
 	if err != nil {
 		s.fail(p, err)
 		return err
@@ -288,8 +433,36 @@ func (s *Source) Sync(p string) error {
 	return old
 }
 
+// syncReadOnly is Sync of a mount that writes nothing: what SOURCE has is durable.
+func (s *Source) syncReadOnly(p string) error {
+	n, err := s.live.Walk(p)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if !s.IsCold(n) && !s.clean(p, n) {
+		return unix.EROFS
+	}
+	return nil
+}
+
+// reconcile is settle, after which a note about the name has done its duty.
+func (s *Source) reconcile(p string, durable bool) error {
+	s.one.Lock()
+	defer s.one.Unlock()
+	err := s.settle(p, durable)
+	if err == nil {
+		s.caughtUp(p)
+		err = s.unkeep(p)
+	}
+	return err
+}
+
 // SyncDir makes the names in a directory durable, with what was renamed into it.
 func (s *Source) SyncDir(p string) error {
+	if s.readOnly {
+		return nil
+	}
 	s.mu.Lock()
 	var here []string
 	for q := range s.marked {
@@ -305,46 +478,13 @@ func (s *Source) SyncDir(p string) error {
 	}
 	s.one.Lock()
 	defer s.one.Unlock()
+	if err := s.carry(); err != nil && s.waits(p) {
+		return err
+	}
 	if err := s.parents(path.Join(p, "x")); err != nil {
 		return err
 	}
 	return s.syncDirs(p)
-}
-
-// Renamed moves a name in SOURCE at once when it holds there what it holds here;
-// otherwise both names are reconciled, the new one first.
-func (s *Source) Renamed(from, to string) {
-	n, err := s.live.Walk(to)
-	if err == nil {
-		defer n.Close()
-		if n.Type == unix.S_IFDIR || s.IsCold(n) || s.clean(from, n) {
-			s.one.Lock()
-			if err = s.parents(to); err == nil {
-				err = s.root.Rename(from, to)
-			}
-			s.one.Unlock()
-			if err == nil {
-				s.moveMarks(from, to)
-				return
-			}
-		}
-	}
-	s.moveMarks(from, to)
-	s.Mark(to)
-	s.Mark(from)
-}
-
-// moveMarks lets marks below a renamed name follow it.
-func (s *Source) moveMarks(from, to string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for p, b := range s.marked {
-		if rest, ok := strings.CutPrefix(p, from); ok && (rest == "" || rest[0] == '/') {
-			delete(s.marked, p)
-			s.marked[to+rest] = b
-		}
-	}
-	s.change.Broadcast()
 }
 
 // Wait returns when nothing is pending, or with the context's error.
@@ -366,6 +506,11 @@ func (s *Source) Wait(ctx context.Context) error {
 // Close writes back what is marked, each name once more if it failed, and lets
 // the directory go. It returns the first error.
 func (s *Source) Close() error {
+	if !s.started {
+		s.notes.close()
+		s.root.Close()
+		return nil
+	}
 	s.hasten()
 	s.mu.Lock()
 	s.closed = true
@@ -373,10 +518,21 @@ func (s *Source) Close() error {
 	s.change.Broadcast()
 	s.mu.Unlock()
 	<-s.done
-	_ = s.root.RemoveAll(workDir)
 	defer s.root.Close()
+	defer s.notes.close()
 	for p, err := range s.errs {
 		return fmt.Errorf("%s was not written to SOURCE: %w", p, err)
+	}
+	if s.readOnly {
+		return nil
+	}
+	s.one.Lock()
+	defer s.one.Unlock()
+	if err := s.carry(); err != nil {
+		return fmt.Errorf("a rename was not carried out in SOURCE: %w", err)
+	}
+	if s.emptyWorkDir() == nil {
+		_ = s.root.remove(workDir) // what is left there is emptied by the next start
 	}
 	return nil
 }

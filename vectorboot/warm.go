@@ -21,8 +21,11 @@ func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
 		rt.Names.Unlock()
 		return errors.New("the file was removed before it was read")
 	}
-	f, err := rt.source.Open(p)
+	f, err := rt.source.Open(p, node)
 	rt.Names.Unlock()
+	if err == errWarm {
+		return nil // by somebody else, meanwhile
+	}
 	if err != nil {
 		return err
 	}

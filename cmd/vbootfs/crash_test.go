@@ -170,6 +170,9 @@ func checkWhole(t *testing.T, m *mount, versions [][]byte) {
 	for _, p := range found {
 		name := filepath.Base(p)
 		have := read(t, p)
+		if len(have) == 0 {
+			continue // made, and not written yet: no model
+		}
 		whole := false
 		part := false
 		for _, v := range versions {
@@ -177,7 +180,7 @@ func checkWhole(t *testing.T, m *mount, versions [][]byte) {
 			part = part || bytes.HasPrefix(v, have)
 		}
 		switch state := strings.TrimSpace(m.of(name, "state")); {
-		case whole && state == "loaded", whole && state == "cold", len(have) == 0:
+		case whole && state == "loaded", whole && state == "cold":
 		case part && state == "failed":
 		default:
 			t.Errorf("%s is %s, whole %v, part %v, %d bytes", name, state, whole, part, len(have))
