@@ -88,7 +88,7 @@ or "none" to keep it in memory only. Every flag can also be given to -o, as moun
 			v.NoOptDefVal = "true"
 		}
 	}
-	cmd.AddCommand(genModel())
+	cmd.AddCommand(genModel(), checkCommand())
 	return cmd
 }
 
