@@ -10,6 +10,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,9 @@ type storeCheck struct {
 	out  string // output/ of the mount, "" without one
 }
 
+// storeDirs are what a store consists of.
+var storeDirs = []string{"control", "live", "notes", "stage"}
+
 func (s *storeCheck) all() {
 	ents, err := os.ReadDir(s.root)
 	if err != nil {
@@ -32,8 +36,8 @@ func (s *storeCheck) all() {
 		return
 	}
 	for _, e := range ents {
-		if name := e.Name(); name != "live" && name != "stage" && name != "control" {
-			s.find(filepath.Join(s.root, name), "does not belong here")
+		if !slices.Contains(storeDirs, e.Name()) {
+			s.find(filepath.Join(s.root, e.Name()), "does not belong here")
 		}
 	}
 	live, err := namesBelow(filepath.Join(s.root, "live"))
