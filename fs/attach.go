@@ -24,6 +24,9 @@ func attachRoot(o Options) (int, error) {
 	if err := unix.Stat(o.Mountpoint, &st); err != nil {
 		return -1, err
 	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return -1, unix.ENOTDIR // the kernel would mount on a file, too
+	}
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("/dev/fuse: %w", err)

@@ -181,8 +181,40 @@ func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32
 // SetXAttr sets an extended attribute.
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	return f.changeXattr(in.NodeId, attr, func(n *shm.Node) error {
+		if err := f.roomForXattr(n, attr, len(data)); err != nil {
+			return err
+		}
 		return n.Setxattr(attr, data, int(in.Flags))
 	})
+}
+
+// maxXattrs is how many bytes the names and values of a file's extended attributes may
+// have together: one of the largest that Linux has, and as much again.
+const maxXattrs = 128 << 10
+
+// roomForXattr answers ENOSPC when a file would have more attributes than it may,
+// or when attributes would take the room that is left for files: they lie beside
+// the limit of shared memory.
+func (f *FS) roomForXattr(n *shm.Node, attr string, size int) error {
+	list, err := n.Listxattr()
+	if err != nil {
+		return err
+	}
+	sum := len(attr) + size
+	for _, name := range strings.Split(string(list), "\x00") {
+		if name == "" || name == attr || f.store.IsMark(name) {
+			continue
+		}
+		k, err := n.Getxattr(name, nil)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		sum += len(name) + k
+	}
+	if sum > maxXattrs || f.store.Crowded() {
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 // RemoveXAttr removes an extended attribute.

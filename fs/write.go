@@ -415,7 +415,7 @@ func (f *FS) written(h *handle) {
 	if h.hurry {
 		f.store.Hurry(-1)
 	}
-	if last && ok && h.hurry {
+	if last && ok {
 		n.live.Trim()
 	}
 	if last && ok {

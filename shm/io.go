@@ -119,16 +119,16 @@ func (n *Node) Seek(off int64, whence int) (int64, error) {
 	return unix.Seek(fd, off, whence)
 }
 
-// Trim gives back the part of a huge page that lies beyond the end of the file.
-// The times of the file stay.
+// Trim gives back the part of a huge page that lies beyond the end of the file,
+// if the file has more memory than bytes. Its times stay.
 func (n *Node) Trim() {
 	const huge = 2 << 20
 	st, err := n.Stat()
-	if err != nil || !n.s.Private {
+	if err != nil || !n.s.Private || n.Type != unix.S_IFREG {
 		return
 	}
 	end := (st.Size + 4095) &^ 4095
-	if tail := (st.Size + huge - 1) &^ (huge - 1); end < tail {
+	if tail := (st.Size + huge - 1) &^ (huge - 1); end < tail && st.Blocks*512 > end {
 		_ = n.Allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, end, tail-end)
 		_ = n.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
 	}
@@ -167,6 +167,7 @@ func (n *Node) CopyFrom(in int, srcOff, off, length int64) (done int64, err erro
 		}
 		return nil
 	})
+	n.Trim()
 	return done, err
 }
 

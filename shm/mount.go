@@ -1,6 +1,7 @@
 package shm
 
 import (
+	"fmt"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,36 @@ func (s *Store) mount() int {
 	return fd
 }
 
+// inodes is how many files the tmpfs holds at first. The kernel takes about 1 KiB
+// for each beside the limit, and counts attributes that users set in the same
+// unit; so this is at most a sixteenth of the limit, but for small stores.
+func (s *Store) inodes() uint64 {
+	if s.names > 0 {
+		return s.names
+	}
+	return max(1<<16, uint64(s.limit)>>14)
+}
+
+// Grow lets the store hold twice as many files, for a tree that has them. It fails
+// when they would take more than an eighth of the machine's memory.
+func (s *Store) Grow() error {
+	have := s.Statfs().Files
+	most := s.mostNames
+	if most == 0 {
+		most = uint64(memTotal()) / 8 >> 10
+	}
+	if !s.Private || have >= most {
+		return fmt.Errorf("shared memory has room for %d names: %w", have, unix.ENOSPC)
+	}
+	return s.reconfigure("nr_inodes", strconv.FormatUint(min(2*have, most), 10))
+}
+
+// Crowded reports whether so few names are left that nothing else may take their room.
+func (s *Store) Crowded() bool {
+	st := s.Statfs()
+	return s.Private && st.Ffree < st.Files/8
+}
+
 // mounted reports whether Root is already a mount point.
 func (s *Store) mounted() bool {
 	var stx unix.Statx_t
@@ -57,7 +88,7 @@ func (s *Store) mountNew() bool {
 	defer unix.Close(fsfd)
 	for _, kv := range [][2]string{
 		{"source", fsName}, {"mode", "0755"},
-		{"size", strconv.FormatInt(s.limit, 10)}, {"nr_inodes", "0"}, {"huge", "within_size"},
+		{"size", strconv.FormatInt(s.limit, 10)}, {"nr_inodes", strconv.FormatUint(s.inodes(), 10)}, {"huge", "within_size"},
 	} {
 		// Kernels without CONFIG_TRANSPARENT_HUGEPAGE refuse huge=; all else must hold.
 		if unix.FsconfigSetString(fsfd, kv[0], kv[1]) != nil && kv[0] != "huge" {

@@ -47,6 +47,7 @@ func mapPage(f *Node) (*Page, error) {
 	if err := f.Allocate(0, 0, PageSize); err != nil {
 		return nil, err
 	}
+	f.Trim() // the reservation may have taken a huge page
 	fd, err := f.File()
 	if err != nil {
 		return nil, err

@@ -41,6 +41,8 @@ type Config struct {
 	ID    string // identity: same ID, same store; letters, digits and dashes
 	Limit int64  // bytes; 0 = half of the machine's memory
 	Plain bool   // a directory even where a tmpfs of its own could be mounted
+	Names uint64 // files that a tmpfs of its own holds at first; 0 = by Limit
+	Most  uint64 // files that Grow may let it hold; 0 = by the machine's memory
 	Base  string // directory that holds stores; "" = /run/vbootfs, or /dev/shm/vbootfs-UID without privilege
 }
 
@@ -55,7 +57,10 @@ type Store struct {
 	Notes    *Node
 
 	limit int64
-	used  atomic.Int64 // bytes of files; counted only when !Private
+
+	names, mostNames uint64 // see Config
+
+	used atomic.Int64 // bytes of files; counted only when !Private
 
 	openMu sync.Mutex     // guards open
 	open   map[uint64]int // handles of each regular file; only when !Private
@@ -83,7 +88,7 @@ func Open(c Config) (*Store, error) {
 	if err := ownDir(base); err != nil {
 		return nil, err
 	}
-	s := &Store{Root: filepath.Join(base, c.ID), limit: c.Limit, open: map[uint64]int{}}
+	s := &Store{Root: filepath.Join(base, c.ID), limit: c.Limit, names: c.Names, mostNames: c.Most, open: map[uint64]int{}}
 	if err := s.acquire(); err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -208,6 +209,63 @@ func TestHugePagesWhileHurrying(t *testing.T) {
 	n.Trim()
 	if st, err := n.Stat(); err != nil || st.Blocks*512 != 8192 || st.Size != 5000 {
 		t.Errorf("after trim: %d blocks, size %d, %v", st.Blocks, st.Size, err)
+	}
+}
+
+func TestSmallFilesWhileHurrying(t *testing.T) {
+	s := open(t, Config{Limit: 64 << 20})
+	from := create(t, s.Live, "from", "small")
+	s.Hurry(1)
+	defer s.Hurry(-1)
+	page, err := s.Control.Page("p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer page.Close()
+	to := create(t, s.Live, "to", "")
+	if _, err := to.Copy(from, 0, 0, 5); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*Node{page.Node, to} {
+		if st, err := n.Stat(); err != nil || st.Blocks*512 != 4096 {
+			t.Errorf("a file of %d bytes takes %d, %v", st.Size, st.Blocks*512, err)
+		}
+	}
+}
+
+func TestGrow(t *testing.T) {
+	s := open(t, Config{Limit: 64 << 20, Names: 100, Most: 300})
+	if !s.Private {
+		t.Log("no privilege: the tmpfs is another's")
+		return
+	}
+	fill := func(from int) (n int) {
+		for n = from; ; n++ {
+			f, err := s.Live.Create(strconv.Itoa(n), 0o600, nil)
+			if errors.Is(err, unix.ENOSPC) {
+				return n
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+		}
+	}
+	first := fill(0)
+	if !s.Crowded() {
+		t.Error("a full store is not crowded")
+	}
+	if err := s.Grow(); err != nil {
+		t.Fatal(err)
+	}
+	if second := fill(first); second != first+100 {
+		t.Errorf("%d files fit, and %d after growing", first, second)
+	}
+	if err := s.Grow(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Grow(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "300 names") {
+		t.Errorf("growing beyond the bound: %v", err)
 	}
 }
 

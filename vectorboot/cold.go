@@ -53,7 +53,7 @@ func (s *Source) adoptDir(dir string) error {
 			s.Mark(p)
 			continue
 		default:
-			if err := s.mirror(p); err != nil {
+			if err := s.mirrorGrowing(p); err != nil {
 				return fmt.Errorf("SOURCE %s: %w", p, err)
 			}
 		}
@@ -164,6 +164,19 @@ func Walk(dir *shm.Node, at string, f func(p string, n *shm.Node)) error {
 	return nil
 }
 
+// mirrorGrowing is mirror, in a store that may have to hold more names than it was made for.
+func (s *Source) mirrorGrowing(p string) error {
+	for {
+		err := s.mirror(p)
+		if !errors.Is(err, unix.ENOSPC) || s.store.Statfs().Ffree > 128 { // an attribute takes up to 65
+			return err
+		}
+		if err := s.store.Grow(); err != nil {
+			return fmt.Errorf("SOURCE has more names than fit: %w", err)
+		}
+	}
+}
+
 // mirror makes the live name of something in SOURCE. Files become placeholders
 // of the right size whose bytes are read at the first open.
 func (s *Source) mirror(p string) error {
@@ -182,15 +195,20 @@ func (s *Source) mirror(p string) error {
 	}
 	defer dir.Close()
 	n, err := s.mirrorNode(dir, p, id, &st)
+	if err != nil {
+		_ = dir.Unlink(path.Base(p)) // a directory is made whole or not at all
+	}
 	if n == nil || err != nil {
 		return err
 	}
 	defer n.Close()
+	if err := mirrorAttributes(n, fd, &st); err != nil {
+		_ = dir.Unlink(path.Base(p))
+		_ = dir.Rmdir(path.Base(p))
+		return err
+	}
 	if !s.IsCold(n) {
 		s.know(n, id)
-	}
-	if err := mirrorAttributes(n, fd, &st); err != nil {
-		return err
 	}
 	return n.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
 }

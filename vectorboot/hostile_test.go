@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -499,6 +500,40 @@ func TestStoresThroughAMappingAfterFsync(t *testing.T) {
 	p.src.Mark("f")
 	wantSource(t, p, "f two")
 	closeSource(t, p)
+}
+
+// TestManyNames adopts more names than the store was made for.
+func TestManyNames(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 300 {
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		most uint64
+		want string
+	}{{0, ""}, {200, "SOURCE has more names than fit: shared memory has room for 200 names"}} {
+		st, err := shm.Open(shm.Config{Base: t.TempDir(), ID: "t", Limit: 64 << 20, Names: 100, Most: test.most})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src, err := OpenSource(dir, st, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := &pair{st, src, dir}
+		switch err = src.Start(false); {
+		case test.want == "" && (err != nil || len(p.files(t)) != 300):
+			t.Errorf("%d names, %v", len(p.files(t)), err)
+		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+			t.Errorf("the error is %v, want %q", err, test.want)
+		}
+		closeSource(t, p)
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestUserAttributesComeBack(t *testing.T) {

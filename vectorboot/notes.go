@@ -7,8 +7,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"vbootfs/shm"
 )
 
@@ -24,7 +22,7 @@ import (
 //	r A B    A became B      R        the oldest rename is carried out
 //	x A B    A and B were exchanged (R, too)
 //
-// An incomplete record at the end counts as not written. The log is rewritten when
+// The file is larger than its records; what follows is zeros. An incomplete record at the end counts as not written. The log is rewritten when
 // most of it is history, so it is bounded by what is pending.
 type notes struct {
 	mu    sync.Mutex // guards all below; taken before Source.mu
@@ -64,7 +62,7 @@ func openNotes(store *shm.Store) (*notes, error) {
 
 // replay does what the records say.
 func (k *notes) replay(b []byte) {
-	for len(b) > 0 {
+	for len(b) > 0 && b[0] != 0 {
 		kind, fields := b[0], 1
 		if kind == 'r' || kind == 'x' {
 			fields = 2
@@ -137,9 +135,10 @@ func (k *notes) rewrite() error {
 		return err
 	}
 	text := k.text()
-	if err = n.Allocate(unix.FALLOC_FL_KEEP_SIZE, 0, max(notesRoom, int64(len(text)))); err == nil {
+	if err = n.Allocate(0, 0, max(notesRoom, int64(len(text)))); err == nil {
 		_, err = n.WriteAt([]byte(text), 0)
 	}
+	n.Trim() // the reservation may have taken a huge page
 	if err == nil {
 		err = k.store.Notes.Rename(fresh, k.store.Notes, notesName, 0)
 	}

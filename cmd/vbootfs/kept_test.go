@@ -85,7 +85,7 @@ func TestModelsInMemoryOutliveAFailedStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, m.dir, nil) // a file, on which no directory can be mounted
-	m.refusedStart("none", "")
+	m.refusedStart("none", "not a directory")
 	if err := os.Remove(m.dir); err != nil {
 		t.Fatal(err)
 	}
