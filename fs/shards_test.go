@@ -75,7 +75,7 @@ func TestShardedModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		at := g.Tensors[1].Offset + 1000
+		at := g.TensorAt(1).Offset + 1000
 		mapped := mapFile(t, m+"/model.gguf")
 		if mapped(at) != whole[at] || mapped(0) != 'G' {
 			t.Error("the mapping differs from the file")
@@ -93,7 +93,7 @@ func TestShardedModel(t *testing.T) {
 
 		write(t, one, shard(t, 0, 'd'))
 		want(t, m+"/generation", "4\n")
-		if got := read(t, m+"/model.gguf"); got[g.Tensors[0].Offset] != 'd' || mapped(g.Tensors[0].Offset) != 'a' {
+		if got := read(t, m+"/model.gguf"); got[g.TensorAt(0).Offset] != 'd' || mapped(g.TensorAt(0).Offset) != 'a' {
 			t.Error("a replacement is not seen by new readers alone")
 		}
 

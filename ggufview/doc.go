@@ -28,10 +28,11 @@
 //
 // # Ownership
 //
-// A [File] from [Parse] keeps a slice of the header. Keys and tensor names are
-// copies; string values and arrays are read from the slice each time, so it must
-// stay mapped while they are used. The contents may change meanwhile: what is
-// read can then be wrong, but nothing reads out of bounds or panics.
+// A [File] from [Parse] keeps a slice of the header. Keys are copies, and so is the
+// table of tensors from its first use on; string values and arrays are read from
+// the slice each time, so it must stay mapped while they are used. The contents
+// may change meanwhile: what is read can then be wrong, but nothing reads out of
+// bounds or panics.
 //
 // # Limits
 //
@@ -39,7 +40,8 @@
 // there, never to what it claims: a count is compared with the bytes left before
 // anything is allocated, and duplicates are found by hashing. On top of that:
 // 2^20 keys, 2^20 tensors, 64 KiB a key or name, 1 GiB a string, 2^30 elements
-// an array, 2^26 strings in all arrays together, 1 GiB of header in [Open].
+// an array, 2^26 strings in all arrays together, 2 GiB of tensor table,
+// 1 GiB of header in [Open].
 //
 // # What is accepted
 //

@@ -60,7 +60,7 @@ func (f *File) Rewrite(edits []KeyEdit) ([]byte, error) {
 	}
 	e.order.(binary.ByteOrder).PutUint64(e.b[16:], count)
 	e.b = append(e.b, f.b[at:f.HeaderBytes]...)
-	if len(f.Tensors) > 0 {
+	if f.NumTensors() > 0 {
 		e.b = append(e.b, make([]byte, padding(int64(len(e.b)), f.Alignment))...)
 	}
 	return e.b, nil

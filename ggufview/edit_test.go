@@ -39,7 +39,7 @@ func TestRewrite(t *testing.T) {
 		if have := string(g.AppendMetadataJSON(nil)); have != want {
 			t.Errorf("big-endian %v:\n%s\nwant\n%s", big, have, want)
 		}
-		if x := g.Tensors[0]; !bytes.Equal(b2[x.Offset:x.Offset+x.Bytes], spec.Tensors[0].Data) {
+		if x := g.TensorAt(0); !bytes.Equal(b2[x.Offset:x.Offset+x.Bytes], spec.Tensors[0].Data) {
 			t.Error("the tensor moved away from its offset")
 		}
 		same, err := f.Rewrite(nil)

@@ -11,12 +11,11 @@ import (
 // useAll calls everything that reads a File and checks what must always hold.
 func useAll(t testing.TB, f *File) {
 	t.Helper()
-	for i := range f.Tensors {
-		tn := &f.Tensors[i]
+	for i, tn := range f.Tensors() {
 		if tn.Offset < f.DataOffset || tn.Bytes < 0 || tn.Offset > f.Size-tn.Bytes || tn.Offset%f.Alignment != f.DataOffset%f.Alignment {
 			t.Errorf("tensor %q at %d+%d of %d", tn.Name, tn.Offset, tn.Bytes, f.Size)
 		}
-		if got, ok := f.Tensor(tn.Name); !ok || got != tn || len(tn.Shape()) != tn.Dims {
+		if got, ok := f.Tensor(tn.Name); !ok || *got != tn || tn.Index != i || len(tn.Shape()) != tn.Dims {
 			t.Errorf("tensor %q is not found by its name", tn.Name)
 		}
 	}
@@ -28,8 +27,8 @@ func useAll(t testing.TB, f *File) {
 		checkValue(t, f, kv)
 	}
 	checkJSON(t, "metadata", f.AppendMetadataJSON(nil), len(f.KVs))
-	checkJSON(t, "tensors", f.AppendTensorsJSON(nil), len(f.Tensors))
-	if tsv := f.AppendLayoutTSV(nil); bytes.Count(tsv, []byte("\n")) != len(f.Tensors)+1 || bytes.Count(tsv, []byte("\t")) != 4*len(f.Tensors)+4 {
+	checkJSON(t, "tensors", f.AppendTensorsJSON(nil), f.NumTensors())
+	if tsv := f.AppendLayoutTSV(nil); bytes.Count(tsv, []byte("\n")) != f.NumTensors()+1 || bytes.Count(tsv, []byte("\t")) != 4*f.NumTensors()+4 {
 		t.Errorf("layout.tsv: %q", tsv)
 	}
 	useValues(f)

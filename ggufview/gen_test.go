@@ -30,8 +30,8 @@ func TestGenSize(t *testing.T) {
 		if n := len(b); n < want*3/4 || n > want*5/4 {
 			t.Errorf("%v: %d bytes, want about %d", typ, n, want)
 		}
-		if len(f.Tensors) != 21 || f.Tensors[0].Type != typ || f.Architecture() != "llama" {
-			t.Errorf("%v: %d tensors, the first %+v", typ, len(f.Tensors), f.Tensors[0])
+		if f.NumTensors() != 21 || f.TensorAt(0).Type != typ || f.Architecture() != "llama" {
+			t.Errorf("%v: %d tensors, the first %+v", typ, f.NumTensors(), f.TensorAt(0))
 		}
 	}
 }
@@ -40,7 +40,7 @@ func TestGenSize(t *testing.T) {
 func TestGenFinite(t *testing.T) {
 	for typ, scales := range genScales {
 		b := generate(t, Gen{Bytes: 1 << 20, Type: typ})
-		m := mustParse(t, b).Tensors[0]
+		m := mustParse(t, b).TensorAt(0)
 		data := b[m.Offset : m.Offset+m.Bytes]
 		for i := 0; i < len(data); i += typ.BlockBytes() {
 			for _, at := range scales {
@@ -77,7 +77,7 @@ func TestGenIsDeterministic(t *testing.T) {
 		t.Error("not a function of the seed")
 	}
 	f := mustParse(t, a)
-	q, k := f.Tensors[4], f.Tensors[5]
+	q, k := f.TensorAt(4), f.TensorAt(5)
 	if bytes.Equal(a[q.Offset:q.Offset+q.Bytes], a[k.Offset:k.Offset+k.Bytes]) {
 		t.Errorf("%s and %s are equal", q.Name, k.Name)
 	}
@@ -91,12 +91,12 @@ func TestGenShapes(t *testing.T) {
 	for _, s := range f.Strings(tokens) {
 		seen[string(s)] = true
 	}
-	if len(f.Tensors) != 0 || tokens.Count != 150_000 || len(seen) != 150_000 {
-		t.Errorf("%d tensors, %d tokens, %d different", len(f.Tensors), tokens.Count, len(seen))
+	if f.NumTensors() != 0 || tokens.Count != 150_000 || len(seen) != 150_000 {
+		t.Errorf("%d tensors, %d tokens, %d different", f.NumTensors(), tokens.Count, len(seen))
 	}
 	for _, n := range []int{1, 3, 4, 291, 10_000} {
-		if f := mustParse(t, generate(t, Gen{Tensors: n})); len(f.Tensors) != n {
-			t.Errorf("%d tensors, want %d", len(f.Tensors), n)
+		if f := mustParse(t, generate(t, Gen{Tensors: n})); f.NumTensors() != n {
+			t.Errorf("%d tensors, want %d", f.NumTensors(), n)
 		}
 	}
 	if _, err := (Gen{Bytes: 1 << 20, Type: MXFP4}).WriteTo(io.Discard); err == nil {
@@ -115,9 +115,9 @@ func TestGenGiB(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := f.Tensors[len(f.Tensors)-1]
-	if end := last.Offset + last.Bytes; end < size*97/100 || end > size*101/100 || len(f.Tensors) != 291 {
-		t.Errorf("%d bytes, %d tensors", end, len(f.Tensors))
+	last := f.TensorAt(f.NumTensors() - 1)
+	if end := last.Offset + last.Bytes; end < size*97/100 || end > size*101/100 || f.NumTensors() != 291 {
+		t.Errorf("%d bytes, %d tensors", end, f.NumTensors())
 	}
 }
 
@@ -165,7 +165,7 @@ func TestSpecAlignmentVersionAndFill(t *testing.T) {
 		Tensors: []SpecTensor{{Name: "w", Type: Q4_0, NE: []int64{32, 70_000}, Fill: fill}, {Name: "v", Type: I8}},
 	})
 	f := mustParse(t, b)
-	w := f.Tensors[0]
+	w := f.TensorAt(0)
 	if f.Version != 2 || f.Alignment != 4096 || f.DataOffset%4096 != 0 || len(b)%4096 != 0 {
 		t.Errorf("%+v", f)
 	}

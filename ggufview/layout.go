@@ -7,9 +7,9 @@ import "strconv"
 // offset is absolute; numpy_dtype is null where NumPy has no such type.
 func (f *File) AppendTensorsJSON(dst []byte) []byte {
 	j := jsonText{dst: append(dst, '[')}
-	for i := range f.Tensors {
+	for i, t := range f.Tensors() {
 		j.line(i)
-		f.appendTensorJSON(&j, &f.Tensors[i])
+		f.appendTensorJSON(&j, &t)
 	}
 	j.raw("\n]")
 	return j.dst
@@ -80,8 +80,7 @@ func (f *File) numpyJSON(t Type) string {
 // In names, tab, newline and backslash are written \t, \n and \\.
 func (f *File) AppendLayoutTSV(dst []byte) []byte {
 	dst = append(dst, "name\ttype\tshape\toffset\tnbytes\n"...)
-	for i := range f.Tensors {
-		t := &f.Tensors[i]
+	for _, t := range f.Tensors() {
 		dst = append(appendTSV(dst, t.Name), '\t')
 		dst = append(append(dst, t.Type.String()...), '\t')
 		dst = append(t.appendShape(dst, 'x'), '\t')

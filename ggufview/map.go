@@ -64,8 +64,7 @@ type mixRow struct {
 // mix is the tensor types of the file, the one with the most bytes first.
 func (f *File) mix() (rows []mixRow) {
 	at := map[Type]int{}
-	for i := range f.Tensors {
-		t := &f.Tensors[i]
+	for _, t := range f.Tensors() {
 		k, ok := at[t.Type]
 		if !ok {
 			k = len(rows)
@@ -137,7 +136,7 @@ func (m *fileMap) begin(path string, mix []mixRow) {
 // facts is what a title says about the model.
 func (f *File) facts(path string) []string {
 	facts := []string{f.Architecture(), size(float64(f.Size)), short(f.parameters()) + " parameters",
-		grouped(uint64(len(f.Tensors))) + " tensors", fmt.Sprintf("GGUF %d", f.Version), path}
+		grouped(uint64(f.NumTensors())) + " tensors", fmt.Sprintf("GGUF %d", f.Version), path}
 	return slices.DeleteFunc(facts, func(s string) bool { return s == "" })
 }
 
@@ -154,8 +153,8 @@ func (m *fileMap) strip() {
 		}
 	}
 	paint(0, m.f.Size, paddingFill)
-	for i := range m.f.Tensors {
-		if t := &m.f.Tensors[i]; t.Bytes > 0 {
+	for _, t := range m.f.Tensors() {
+		if t.Bytes > 0 {
 			paint(t.Offset, t.Offset+t.Bytes, fills[t.Type])
 		}
 	}
@@ -201,9 +200,8 @@ func blockOf(name string) string {
 // ownBytes is what each tensor adds to the file, and their sum: nothing if it
 // shares the bytes of an earlier one.
 func (f *File) ownBytes() (own []int64, sum int64) {
-	own, seen := make([]int64, len(f.Tensors)), make(map[int64]bool, len(f.Tensors))
-	for i := range f.Tensors {
-		t := &f.Tensors[i]
+	own, seen := make([]int64, f.NumTensors()), make(map[int64]bool, f.NumTensors())
+	for i, t := range f.Tensors() {
 		if t.Bytes == 0 || seen[t.Offset] {
 			continue
 		}
@@ -225,22 +223,21 @@ func (m *fileMap) cells() (out []cell) {
 	scale := (mapWidth - 2*mapMargin) * mapHeight / float64(max(m.f.Size, 1))
 	own, _ := m.f.ownBytes()
 	sizes := map[string]int64{}
-	for i := range own {
-		sizes[blockOf(m.f.Tensors[i].Name)] += own[i]
+	for i, t := range m.f.Tensors() {
+		sizes[blockOf(t.Name)] += own[i]
 	}
 	loose := &pool{scale: scale}
 	pools, order := map[string]*pool{"": loose}, []string{}
-	for i := range m.f.Tensors {
-		t := &m.f.Tensors[i]
+	for i, t := range m.f.Tensors() {
 		block := blockOf(t.Name)
 		if block != "" && float64(sizes[block])*scale < leastGroup {
-			loose.small(t, own[i])
+			loose.small(&t, own[i])
 			continue
 		}
 		if pools[block] == nil {
 			pools[block], order = &pool{scale: scale}, append(order, block)
 		}
-		pools[block].add(t, own[i], strings.TrimPrefix(t.Name[len(block):], "."))
+		pools[block].add(&t, own[i], strings.TrimPrefix(t.Name[len(block):], "."))
 	}
 	out = loose.done()
 	for _, name := range order {

@@ -32,10 +32,10 @@ func Merge(shards []*File, data []View) (*File, View, error) {
 	}
 	tensors := 0
 	for i, f := range shards {
-		tensors += len(f.Tensors)
-		for k := range f.Tensors {
-			if err := m.tensor(data[i], &f.Tensors[k]); err != nil {
-				return nil, nil, fmt.Errorf("shard %d, tensor %s: %w", i+1, quote(f.Tensors[k].Name), err)
+		tensors += f.NumTensors()
+		for _, t := range f.Tensors() {
+			if err := m.tensor(data[i], &t); err != nil {
+				return nil, nil, fmt.Errorf("shard %d, tensor %s: %w", i+1, quote(t.Name), err)
 			}
 		}
 		m.flush()
@@ -55,7 +55,7 @@ func Merge(shards []*File, data []View) (*File, View, error) {
 func checkSplit(shards []*File) error {
 	tensors := uint64(0)
 	for i, f := range shards {
-		tensors += uint64(len(f.Tensors))
+		tensors += uint64(f.NumTensors())
 		if f.BigEndian != shards[0].BigEndian {
 			return fmt.Errorf("shard %d has another byte order than the first", i+1)
 		}

@@ -1,7 +1,6 @@
 package ggufview
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ const (
 	maxText    = 1 << 30 // bytes of a string value (ggml's limit)
 	maxArray   = 1 << 30 // elements of an array (ggml's limit)
 	maxHeader  = 1 << 30 // bytes of a header that Open copies
+	maxTable   = 1 << 31 // bytes of a tensor table
 
 	fixedBytes       = 24 // magic, version and the two counts
 	minKVBytes       = 14 // one-byte key, one-byte value
@@ -45,16 +45,15 @@ func (e *FormatError) Error() string { return fmt.Sprintf("at byte %d: %s", e.Of
 type File struct {
 	Version     uint32
 	BigEndian   bool
-	Alignment   int64    // bytes; a power of two
-	DataOffset  int64    // absolute offset of the tensor data
-	HeaderBytes int64    // where the tensor infos end
-	Size        int64    // bytes of the whole file
-	KVs         []KV     // in file order
-	Tensors     []Tensor // in file order
+	Alignment   int64 // bytes; a power of two
+	DataOffset  int64 // absolute offset of the tensor data
+	HeaderBytes int64 // where the tensor infos end
+	Size        int64 // bytes of the whole file
+	KVs         []KV  // in file order
 
-	b       []byte // the header
-	keys    index
-	tensors index
+	b     []byte // the header
+	keys  index
+	table table
 }
 
 // Tensor is one row of the tensor table. Its data lies within the file; it may
@@ -67,8 +66,7 @@ type Tensor struct {
 	Offset   int64    // absolute, bytes
 	Bytes    int64    // bytes stored
 	Elements int64
-
-	info int64 // where its row in the table begins
+	Index    int // position in the table
 }
 
 // Shape is the dimensions in NumPy's order, slowest first; empty for a scalar.
@@ -103,6 +101,7 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 		switch {
 		case err == nil:
 			f.b = slices.Clone(f.b)
+			f.table.header = f.b[len(f.b)-len(f.table.header):]
 			return f, nil
 		case !err.Incomplete || err.need > size:
 			return nil, err
@@ -120,8 +119,8 @@ func parse(b []byte, size int64) (*File, *FormatError) {
 	nTensors, nKVs := c.fixed(f)
 	f.readKVs(c, nKVs)
 	f.readAlignment(c)
-	f.readTensors(c, nTensors)
-	f.placeTensors(c)
+	pass := f.readTensors(c, nTensors)
+	f.placeTensors(c, pass)
 	if c.err != nil {
 		return nil, c.err
 	}
@@ -234,37 +233,18 @@ func (f *File) readAlignment(c *cursor) {
 	f.Alignment = int64(a)
 }
 
-func (f *File) readTensors(c *cursor, n int) {
-	if c.err != nil {
-		return
+// explain finds out what is wrong with the row of the tensor table that begins
+// at the cursor.
+func (c *cursor) explain() {
+	name := c.name("tensor name")
+	c.explainFields()
+	if c.err == nil {
+		c.fail(c.pos, "the header changed while it was read")
 	}
-	// Keys have moved on since the count was checked against the file.
-	if c.room(8, "tensors", uint64(n), minTensorBytes, uint64(c.pos)-fixedBytes); c.err != nil {
-		return
-	}
-	fits := min(n, c.fits(minTensorBytes))
-	f.Tensors, f.tensors = make([]Tensor, 0, fits), newIndex(fits)
-	for i := range n {
-		f.Tensors = append(f.Tensors, Tensor{info: c.pos})
-		t := &f.Tensors[i]
-		if c.tensor(t); c.err != nil {
-			c.about("tensor", t.Name)
-			return
-		}
-		if first, dup := f.tensors.add(t.Name, i, f.tensorName); dup {
-			c.fail(t.info, "tensor name %s appears twice, first as number %d", quote(t.Name), first+1)
-			return
-		}
-	}
-	f.HeaderBytes = c.pos
+	c.about("tensor", name)
 }
 
-func (f *File) tensorName(i int) string { return f.Tensors[i].Name }
-
-// tensor reads one row of the table. Offset stays relative, and may exceed the
-// file, until placeTensors.
-func (c *cursor) tensor(t *Tensor) {
-	t.Name = c.name("tensor name")
+func (c *cursor) explainFields() {
 	at := c.pos
 	dims := c.u32("number of dimensions")
 	if dims > 4 {
@@ -273,35 +253,42 @@ func (c *cursor) tensor(t *Tensor) {
 	if c.err != nil {
 		return
 	}
-	t.Dims, t.NE = int(dims), [4]int64{1, 1, 1, 1}
 	at = c.pos
-	for i := range t.Dims {
-		t.NE[i] = int64(c.u64("dimension"))
+	ne := [4]int64{1, 1, 1, 1}
+	for i := range dims {
+		ne[i] = int64(c.u64("dimension"))
 	}
-	t.Type = Type(c.u32("tensor type"))
+	typ := Type(c.u32("tensor type"))
 	offAt := c.pos
 	off := c.u64("tensor offset")
 	if c.err != nil {
 		return
 	}
-	if !t.Type.Known() {
-		c.fail(offAt-4, "%v is not a ggml tensor type", t.Type)
+	if !typ.Known() {
+		c.fail(offAt-4, "%v is not a ggml tensor type", typ)
 		return
 	}
-	var why string
-	if t.Elements, t.Bytes, why = storedSize(t.Type, t.NE); why != "" {
-		c.fail(at, "shape %v of %v: %s", t.NE[:t.Dims], t.Type, why)
+	_, bytes, why := storedSize(typ, &ne)
+	if why != "" {
+		c.fail(at, "shape %v of %v: %s", ne[:dims], typ, why)
 		return
 	}
-	if off > math.MaxInt64-uint64(t.Bytes) {
+	if off > math.MaxInt64-uint64(bytes) {
 		c.fail(offAt, "offset %d is beyond any file", off)
 	}
-	t.Offset = int64(off)
 }
 
 // storedSize is the number of elements and bytes of a tensor, or the reason why
 // there can be none. A zero dimension does not excuse an overflow in the others.
-func storedSize(t Type, ne [4]int64) (elements, bytes int64, why string) {
+func storedSize(t Type, ne *[4]int64) (elements, bytes int64, why string) {
+	if per := int64(types[t].block); ne[2] == 1 && ne[3] == 1 && uint64(ne[0]|ne[1]) < 1<<29 && ne[0]&(per-1) == 0 {
+		elements = ne[0] * ne[1] // nothing can overflow; a block is a power of two
+		return elements, elements >> bits.TrailingZeros64(uint64(per)) * int64(types[t].bytes), ""
+	}
+	return anySize(t, ne)
+}
+
+func anySize(t Type, ne *[4]int64) (elements, bytes int64, why string) {
 	elements = 1
 	empty := false
 	for _, n := range ne {
@@ -314,7 +301,7 @@ func storedSize(t Type, ne [4]int64) (elements, bytes int64, why string) {
 		}
 	}
 	blocks := elements
-	if per := int64(t.BlockElements()); per > 1 { // a division costs as much as all the rest
+	if per := int64(t.BlockElements()); per > 1 {
 		if ne[0]%per != 0 {
 			return 0, 0, fmt.Sprintf("rows are not whole blocks of %d elements", per)
 		}
@@ -338,79 +325,10 @@ func mulInt64(a, b int64) int64 {
 	return int64(lo)
 }
 
-// placeTensors turns offsets into absolute ones and checks that every tensor
-// is aligned and lies within the file. Order and gaps are free.
-func (f *File) placeTensors(c *cursor) {
-	f.DataOffset = f.HeaderBytes
-	if c.err != nil || len(f.Tensors) == 0 {
-		return
-	}
-	f.DataOffset = (f.HeaderBytes + f.Alignment - 1) &^ (f.Alignment - 1)
-	if f.DataOffset > f.Size {
-		c.missing(f.HeaderBytes, f.DataOffset, "padding before the tensor data")
-	}
-	ordered, end := true, int64(0)
-	for i := range f.Tensors {
-		if c.err != nil {
-			return
-		}
-		t := &f.Tensors[i]
-		f.place(c, t)
-		ordered = ordered && t.Offset >= end
-		end = t.Offset + t.Bytes
-	}
-	if !ordered && c.err == nil {
-		f.checkOverlap(c)
-	}
-}
-
-// checkOverlap accepts tensors that share all of their bytes (tied weights),
-// but not some: then one of the rows is not what its writer meant.
-func (f *File) checkOverlap(c *cursor) {
-	byPlace := make([]*Tensor, 0, len(f.Tensors))
-	for i := range f.Tensors {
-		if f.Tensors[i].Bytes > 0 {
-			byPlace = append(byPlace, &f.Tensors[i])
-		}
-	}
-	slices.SortFunc(byPlace, func(a, b *Tensor) int {
-		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Bytes, b.Bytes), cmp.Compare(a.info, b.info))
-	})
-	for i, b := range byPlace[min(1, len(byPlace)):] {
-		a := byPlace[i]
-		if b.Offset < a.Offset+a.Bytes && (a.Offset != b.Offset || a.Bytes != b.Bytes) {
-			c.fail(max(a.info, b.info), "tensors %s and %s overlap in part", quote(a.Name), quote(b.Name))
-			return
-		}
-	}
-}
-
-func (f *File) place(c *cursor, t *Tensor) {
-	at := t.info + int64(8+len(t.Name)+4+8*t.Dims+4) // of the offset field
-	if t.Offset&(f.Alignment-1) != 0 {
-		c.fail(at, "offset %d is not a multiple of the alignment %d", t.Offset, f.Alignment)
-	} else if t.Offset > math.MaxInt64-f.DataOffset-t.Bytes {
-		c.fail(at, "%d bytes at offset %d are beyond any file", t.Bytes, t.Offset)
-	} else if t.Offset += f.DataOffset; t.Offset+t.Bytes > f.Size {
-		c.missing(at, t.Offset+t.Bytes, "tensor data")
-	}
-	if c.err != nil {
-		c.about("tensor", t.Name)
-	}
-}
-
 // Find returns the key-value pair with this key.
 func (f *File) Find(key string) (*KV, bool) {
 	if i, ok := f.keys.find(key, f.key); ok {
 		return &f.KVs[i], true
-	}
-	return nil, false
-}
-
-// Tensor returns the tensor with this name.
-func (f *File) Tensor(name string) (*Tensor, bool) {
-	if i, ok := f.tensors.find(name, f.tensorName); ok {
-		return &f.Tensors[i], true
 	}
 	return nil, false
 }

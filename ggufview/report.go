@@ -37,10 +37,10 @@ type Part struct {
 
 // ReportTensors are the tensors whose statistics the report shows: spread evenly
 // over the file, and together not too much to read.
-func (f *File) ReportTensors() (out []*Tensor) {
-	left, n := int64(reportBytes), min(len(f.Tensors), reportCharts)
+func (f *File) ReportTensors() (out []Tensor) {
+	left, n := int64(reportBytes), min(f.NumTensors(), reportCharts)
 	for i := range n {
-		t := &f.Tensors[i*len(f.Tensors)/n]
+		t := f.TensorAt(i * f.NumTensors() / n)
 		if t.Type.CanDequantize() && t.Elements > 0 && t.Bytes <= left {
 			out, left = append(out, t), left-t.Bytes
 		}
@@ -66,7 +66,7 @@ func (f *File) Report(path string, parts []Part, stats []*Stats) ([]byte, error)
 	}{
 		Name: printable(name, 200), Facts: printable(strings.Join(f.facts(path), " · "), 400), Summary: string(f.AppendSummary(nil)),
 		Map:  template.HTML(f.AppendMap(nil, path)), // escaped there
-		Keys: f.reportKeys(), Rows: f.tensorRows(), Tensors: min(len(f.Tensors), reportRows), Mix: f.reportMix(), Charts: f.reportCharts(stats),
+		Keys: f.reportKeys(), Rows: f.tensorRows(), Tensors: min(f.NumTensors(), reportRows), Mix: f.reportMix(), Charts: f.reportCharts(stats),
 	}
 	if page.Name == "" {
 		page.Name = printable(path, 200)
@@ -74,8 +74,8 @@ func (f *File) Report(path string, parts []Part, stats []*Stats) ([]byte, error)
 	for _, p := range parts {
 		page.Parts = append(page.Parts, reportPart{printable(p.Name, 400), p.Tensors, p.Bytes, size(float64(p.Bytes))})
 	}
-	if len(f.Tensors) > page.Tensors {
-		page.NTensors = grouped(uint64(len(f.Tensors)))
+	if f.NumTensors() > page.Tensors {
+		page.NTensors = grouped(uint64(f.NumTensors()))
 	}
 	if len(f.KVs) > len(page.Keys) {
 		page.NKeys = grouped(uint64(len(f.KVs)))
@@ -113,8 +113,8 @@ func (f *File) tensorRows() template.HTML {
 	cell := func(value int64, text string) {
 		b = fmt.Appendf(b, `<td class="n" data-v="%d">%s</td>`, value, text)
 	}
-	for i := range f.Tensors[:min(len(f.Tensors), reportRows)] {
-		t := &f.Tensors[i]
+	for i := range min(f.NumTensors(), reportRows) {
+		t := f.TensorAt(i)
 		b = append(b, "<tr>"...)
 		cell(int64(i), strconv.Itoa(i))
 		b = append(b, "<td>"+template.HTMLEscapeString(printable(t.Name, 200))+`</td><td><i style="background:`+fills[t.Type]+`"></i>`+t.Type.String()+"</td>"...)

@@ -122,7 +122,7 @@ func (e *encoder) tensor(t SpecTensor, off int64) (int64, error) {
 	if copy(ne[:], t.NE) < len(t.NE) || !t.Type.Known() {
 		return 0, fmt.Errorf("%d dimensions of %v", len(t.NE), t.Type)
 	}
-	_, size, why := storedSize(t.Type, ne)
+	_, size, why := storedSize(t.Type, &ne)
 	if why != "" {
 		return 0, fmt.Errorf("shape %v of %v: %s", t.NE, t.Type, why)
 	}

@@ -93,8 +93,8 @@ func (s *summary) model() {
 }
 
 func (f *File) parameters() (n uint64) {
-	for i := range f.Tensors {
-		n += uint64(f.Tensors[i].Elements)
+	for _, t := range f.Tensors() {
+		n += uint64(t.Elements)
 	}
 	return n
 }
@@ -159,7 +159,7 @@ func (s *summary) file() {
 		order = "big-endian"
 	}
 	s.line("file", size(float64(s.f.Size)), fmt.Sprintf("GGUF %d", s.f.Version), order,
-		grouped(uint64(len(s.f.KVs)))+" keys", grouped(uint64(len(s.f.Tensors)))+" tensors")
+		grouped(uint64(len(s.f.KVs)))+" keys", grouped(uint64(s.f.NumTensors()))+" tensors")
 }
 
 // types is the quantisation mix, the type with the most bytes first.
@@ -224,8 +224,8 @@ func (s *summary) kvBytes() float64 {
 // on top; they depend on the program and its batch size.
 func (s *summary) memory(b *bytes.Buffer) {
 	var weights float64
-	for i := range s.f.Tensors {
-		weights += float64(s.f.Tensors[i].Bytes)
+	for _, t := range s.f.Tensors() {
+		weights += float64(t.Bytes)
 	}
 	each := s.kvBytes()
 	if weights == 0 || each == 0 {
@@ -248,16 +248,19 @@ func (s *summary) memory(b *bytes.Buffer) {
 }
 
 func (s *summary) largest(b *bytes.Buffer) {
-	byBytes := make([]*Tensor, len(s.f.Tensors))
-	for i := range byBytes {
-		byBytes[i] = &s.f.Tensors[i]
+	const most = 8
+	var byBytes []Tensor
+	for _, t := range s.f.Tensors() {
+		i, _ := slices.BinarySearchFunc(byBytes, t, func(a, b Tensor) int { return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), -1) })
+		if i < most {
+			byBytes = slices.Insert(byBytes[:min(len(byBytes), most-1)], i, t)
+		}
 	}
-	slices.SortStableFunc(byBytes, func(a, b *Tensor) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	if len(byBytes) == 0 {
 		return
 	}
 	b.WriteString("\nLARGEST TENSORS\n")
-	for _, t := range byBytes[:min(8, len(byBytes))] {
+	for _, t := range byBytes {
 		fmt.Fprintf(b, "%10s  %-7s  %-14s  %s\n", size(float64(t.Bytes)), t.Type, t.appendShape(nil, 'x'), oneLine(t.Name, 40))
 	}
 }

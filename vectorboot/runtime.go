@@ -420,8 +420,8 @@ func progress(n *shm.Node) (have, want int64) {
 		return have, 0
 	}
 	want = f.DataOffset
-	for i := range f.Tensors {
-		want = max(want, f.Tensors[i].Offset+f.Tensors[i].Bytes)
+	for _, t := range f.Tensors() {
+		want = max(want, t.Offset+t.Bytes)
 	}
 	return have, want
 }

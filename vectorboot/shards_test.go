@@ -96,8 +96,7 @@ func content(t *testing.T, rt *Runtime) string {
 func contentOf(t *testing.T, g *Generation) string {
 	t.Helper()
 	var out []string
-	for i := range g.Info.Tensors {
-		x := &g.Info.Tensors[i]
+	for _, x := range g.Info.Tensors() {
 		b := make([]byte, x.Bytes)
 		if n, err := g.ReadAt(b, x.Offset); n < len(b) {
 			t.Fatal(err)

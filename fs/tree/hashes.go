@@ -68,8 +68,8 @@ func dataManifest(at At) (ggufview.View, error) {
 // manifestSubjects are the names in the third column; the whole comes last.
 func manifestSubjects(f *ggufview.File) []string {
 	var out []string
-	for i := range f.Tensors {
-		out = append(out, manifestFile+":"+inLine.Replace(f.Tensors[i].Name))
+	for _, t := range f.Tensors() {
+		out = append(out, manifestFile+":"+inLine.Replace(t.Name))
 	}
 	return append(out, manifestFile)
 }
@@ -88,8 +88,8 @@ func manifest(ctx context.Context, at At, subjects []string) ([]byte, error) {
 		return err
 	}
 	parts := make([]ggufview.View, len(subjects)-1)
-	for i := range parts {
-		parts[i] = rawOf(at.Gen, &at.Gen.Info.Tensors[i])
+	for i, t := range at.Gen.Info.Tensors() {
+		parts[i] = rawOf(at.Gen, &t)
 	}
 	whole := make(chan error, 1)
 	go func() { whole <- one(len(parts), ggufview.Concat(parts...)) }()

@@ -77,11 +77,14 @@ func safetensorsMeta(f *ggufview.File) map[string]string {
 // safetensors is the whole model; quantised tensors become quantAs.
 func (at At) safetensors(quantAs ggufview.Type) (ggufview.View, error) {
 	g, f := at.Gen, at.Gen.Info
-	tensors := make([]ggufview.TensorDesc, len(f.Tensors))
-	for i := range tensors {
-		tensors[i] = descOf(f, &f.Tensors[i])
+	tensors := make([]ggufview.TensorDesc, f.NumTensors())
+	for i, t := range f.Tensors() {
+		tensors[i] = descOf(f, &t)
 	}
-	raw := func(i int) ggufview.View { return rawOf(g, &f.Tensors[i]) }
+	raw := func(i int) ggufview.View {
+		t := f.TensorAt(i)
+		return rawOf(g, &t)
+	}
 	return ggufview.Safetensors(safetensorsMeta(f), tensors, raw, quantAs)
 }
 

@@ -24,7 +24,7 @@ func dataReport(at At) (ggufview.View, error) {
 	return newLazy(at.Gen, size.(int64), func(ctx context.Context) (ggufview.View, error) {
 		var stats []*ggufview.Stats
 		for _, t := range f.ReportTensors() {
-			s, err := statsOf(ctx, at.Gen, t)
+			s, err := statsOf(ctx, at.Gen, &t)
 			if err != nil {
 				return nil, err
 			}
@@ -38,7 +38,7 @@ func dataReport(at At) (ggufview.View, error) {
 // parts are the files of a model that has several.
 func parts(at At) (out []ggufview.Part) {
 	for _, g := range at.Gen.Shards() {
-		out = append(out, ggufview.Part{Name: g.Path, Bytes: g.Info.Size, Tensors: len(g.Info.Tensors)})
+		out = append(out, ggufview.Part{Name: g.Path, Bytes: g.Info.Size, Tensors: g.Info.NumTensors()})
 	}
 	return out
 }

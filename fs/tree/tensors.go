@@ -16,7 +16,7 @@ import (
 type (
 	tensorNames struct{}
 	keyNames    struct{}
-	tensorStats struct{ t *ggufview.Tensor }
+	tensorStats struct{ index int }
 	valueSize   struct{ kv *ggufview.KV }
 )
 
@@ -27,8 +27,8 @@ func namesOf(g *vectorboot.Generation, key any, n int, name func(int) string) *n
 }
 
 func (at At) tensorNames() *names {
-	ts := at.Gen.Info.Tensors
-	return namesOf(at.Gen, tensorNames{}, len(ts), func(i int) string { return ts[i].Name })
+	f := at.Gen.Info
+	return namesOf(at.Gen, tensorNames{}, f.NumTensors(), func(i int) string { return f.TensorAt(i).Name })
 }
 
 func listTensors(at At) []string { return at.tensorNames().list }
@@ -36,7 +36,8 @@ func listTensors(at At) []string { return at.tensorNames().list }
 func findTensor(at At, name string) (*Row, At, bool) {
 	f := at.Gen.Info
 	if i, ok := at.tensorNames().odd[name]; ok {
-		at.Tensor = &f.Tensors[i]
+		t := f.TensorAt(i)
+		at.Tensor = &t
 		return tensorRow, at, true
 	}
 	t, ok := f.Tensor(name)
@@ -100,7 +101,7 @@ type statsText struct {
 func dataStats(at At) (ggufview.View, error) { return lazyStats(at.Gen, at.Tensor), nil }
 
 func lazyStats(g *vectorboot.Generation, t *ggufview.Tensor) *lazy {
-	return newKept(g, tensorStats{t}, statsBytes, func(ctx context.Context) (ggufview.View, error) {
+	return newKept(g, tensorStats{t.Index}, statsBytes, func(ctx context.Context) (ggufview.View, error) {
 		s, err := ggufview.ComputeStats(ctx, t.Type, g.Info.BigEndian, unmapped{rawOf(g, t)})
 		if err != nil {
 			return nil, err
