@@ -18,6 +18,7 @@
 //	call.go    requests that it answers itself
 //	buffer.go  memory for requests
 //	notify.go  what the kernel is told
+//	prune.go   what it is asked to forget
 //
 // Lock order: file.mu, then Runtime.Names, then FS.mu. None is held while the kernel
 // is notified, for the kernel may wait for us meanwhile.
@@ -64,6 +65,7 @@ type FS struct {
 	byKey    map[any]*node
 	handles  map[uint64]*handle
 	staged   map[uint32]*stage // by thread: opens that were sent back to look again
+	pruning  pruning
 	nextNode uint64
 	nextFh   uint64
 }
@@ -107,7 +109,7 @@ func newFS(rt *vectorboot.Runtime, o Options) *FS {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		log:           o.Log, rt: rt, store: rt.Store(), noPass: o.NoPass, noPoll: o.noPoll,
 		nodes: map[uint64]*node{}, byKey: map[any]*node{}, handles: map[uint64]*handle{},
-		staged: map[uint32]*stage{}, nextNode: fuse.FUSE_ROOT_ID,
+		staged: map[uint32]*stage{}, pruning: newPruning(), nextNode: fuse.FUSE_ROOT_ID,
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, key: "", ent: tree.Root(rt), lookups: 1}
 	f.nodes[root.id], f.byKey[root.key] = root, root
@@ -166,9 +168,13 @@ func (f *FS) know(n *node) *node {
 		have = f.add(n)
 	}
 	have.lookups++
+	wait := f.pruning.wait()
 	f.mu.Unlock()
 	if ok {
 		n.release()
+	}
+	if wait != nil {
+		<-wait
 	}
 	return have
 }
@@ -187,6 +193,9 @@ func (f *FS) add(n *node) *node {
 	f.nextNode++
 	n.id = f.nextNode
 	f.nodes[n.id], f.byKey[n.key] = n, n
+	if n.live != nil && f.pruning.more() {
+		go f.prune()
+	}
 	return n
 }
 
@@ -209,6 +218,9 @@ func (f *FS) drop(n *node) {
 		delete(f.nodes, n.id)
 		if f.byKey[n.key] == n {
 			delete(f.byKey, n.key)
+		}
+		if n.live != nil {
+			f.pruning.less()
 		}
 	}
 	f.mu.Unlock()

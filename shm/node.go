@@ -13,9 +13,9 @@ import (
 // Owner is the user that a new file belongs to.
 type Owner struct{ UID, GID uint32 }
 
-// Node is one inode of a store, held by an O_PATH descriptor, so that no
-// operation on it ever goes through a path that could have changed meanwhile.
-// It owns its descriptors until Close.
+// Node is one inode of a store, held by a descriptor, so that no operation on it
+// ever goes through a path that could have changed meanwhile. The descriptor is
+// an O_PATH one until File; it stays the same number. The node owns it until Close.
 type Node struct {
 	Ino  uint64
 	Type uint32 // S_IFREG, S_IFDIR, ...
@@ -23,8 +23,8 @@ type Node struct {
 	s  *Store
 	fd int
 
-	mu sync.Mutex // guards rw
-	rw int        // descriptor for I/O, -1 until the first File
+	mu sync.Mutex // guards io; held while a file's charge changes
+	io bool       // fd reads and writes
 }
 
 // node takes over fd.
@@ -34,18 +34,15 @@ func (s *Store) node(fd int) (*Node, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	n := &Node{Ino: st.Ino, Type: st.Mode & unix.S_IFMT, s: s, fd: fd, rw: -1}
+	n := &Node{Ino: st.Ino, Type: st.Mode & unix.S_IFMT, s: s, fd: fd}
 	s.opened(n)
 	return n, nil
 }
 
-// Close releases the descriptors. The caller must be the last user.
+// Close releases the descriptor. The caller must be the last user.
 func (n *Node) Close() {
 	n.s.closed(n)
 	unix.Close(n.fd)
-	if n.rw >= 0 {
-		unix.Close(n.rw)
-	}
 }
 
 // Dup returns a second, independent handle of the inode.
@@ -64,17 +61,23 @@ func (n *Node) magic() string { return "/proc/self/fd/" + strconv.Itoa(n.fd) }
 func (n *Node) File() (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.rw >= 0 {
-		return n.rw, nil
+	if n.io {
+		return n.fd, nil
 	}
 	fd, err := unix.Open(n.magic(), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err == unix.EACCES { // unprivileged daemon, file without write permission
 		fd, err = unix.Open(n.magic(), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	}
-	if err == nil {
-		n.rw = fd
+	if err != nil {
+		return -1, err
 	}
-	return fd, err
+	defer unix.Close(fd)
+	// In one step, for others use n.fd meanwhile.
+	if err := unix.Dup3(fd, n.fd, unix.O_CLOEXEC); err != nil {
+		return -1, err
+	}
+	n.io = true
+	return n.fd, nil
 }
 
 // Path is the inode's path relative to Live, as the kernel knows it now; false
@@ -186,21 +189,15 @@ func (n *Node) Tmpfile(mode uint32, own *Owner) (*Node, error) {
 }
 
 func (n *Node) open(name string, flags int, mode uint32, own *Owner) (*Node, error) {
-	rw, err := unix.Openat(n.fd, name, flags|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&^unix.S_IFMT)
+	fd, err := unix.Openat(n.fd, name, flags|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&^unix.S_IFMT)
 	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(rw), unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		unix.Close(rw)
 		return nil, err
 	}
 	child, err := n.s.node(fd)
 	if err != nil {
-		unix.Close(rw)
 		return nil, err
 	}
-	child.rw = rw
+	child.io = true
 	if err := n.give(child, mode, own); err != nil {
 		child.Close()
 		return nil, err

@@ -273,3 +273,37 @@ func FuzzDirents(f *testing.F) {
 	f.Add([]byte("\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x18\x00\x08a\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) { parseDirents(b) })
 }
+
+// TestOneDescriptor: reading and writing a file takes no second descriptor.
+func TestOneDescriptor(t *testing.T) {
+	s := open(t, Config{})
+	n, err := s.Live.Mknod("a", unix.S_IFREG|0o600, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	fds := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	before := fds()
+	if _, err := n.WriteAt([]byte("hello"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Live.Rename("a", s.Live, "b", 0); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 5)
+	if _, err := n.ReadAt(buf, 0); err != nil || string(buf) != "hello" {
+		t.Errorf("read %q: %v", buf, err)
+	}
+	if p, ok := n.Path(); p != "b" || !ok {
+		t.Errorf("it is called %q", p)
+	}
+	if after := fds(); after != before {
+		t.Errorf("%d descriptors, before %d", after, before)
+	}
+}

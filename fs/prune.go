@@ -1,0 +1,100 @@
+package fs
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// A file that the kernel remembers costs this process a descriptor, and the kernel
+// remembers as long as it has memory. Long before the descriptors run out, it is
+// asked to forget what nobody uses; it looks up again what it wants later.
+
+// pruneMinor is the version of the protocol (7.x) from which on it can be asked.
+const pruneMinor = 45
+
+const notifyPrune = -9 // FUSE_NOTIFY_PRUNE of linux/fuse.h; negative as in go-fuse
+
+// pruning is when to ask. All is guarded by FS.mu.
+type pruning struct {
+	limit int           // of files of the store that are known
+	at    int           // ask when so many are; more than limit when asking did not help
+	files int           // are known now
+	busy  chan struct{} // somebody asks until it is closed; nil when nobody does
+}
+
+// newPruning leaves a part of the descriptors to everything else.
+func newPruning() pruning {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		l.Cur = 1024
+	}
+	n := int(min(l.Cur, 1<<30)) / 2
+	return pruning{limit: n, at: n}
+}
+
+// more counts a file that became known, and says whether the kernel has to be
+// asked; whoever hears that must call prune.
+func (p *pruning) more() bool {
+	p.files++
+	if p.busy != nil || p.files <= p.at {
+		return false
+	}
+	p.busy = make(chan struct{})
+	return true
+}
+
+// wait is what a request has to wait for so that it does not take descriptors
+// faster than they come back, or nil.
+func (p *pruning) wait() <-chan struct{} {
+	if p.files > p.limit+p.limit/2 {
+		return p.busy
+	}
+	return nil
+}
+
+// less counts a file that was forgotten.
+func (p *pruning) less() {
+	p.files--
+	if p.files < p.limit {
+		p.at = p.limit
+	}
+}
+
+// prune asks the kernel to forget half of the files that have no handle, those that
+// it has known for longest.
+func (f *FS) prune() {
+	f.mu.Lock()
+	var idle []uint64
+	for id, n := range f.nodes {
+		if n.live != nil && n.holds == 0 {
+			idle = append(idle, id)
+		}
+	}
+	f.mu.Unlock()
+	slices.Sort(idle)
+	idle = idle[:len(idle)/2]
+	slices.Reverse(idle) // what is in a directory goes before it
+	f.dev.forgetNodes(idle)
+	f.mu.Lock()
+	f.pruning.at = max(f.pruning.limit, f.pruning.files+f.pruning.limit/8)
+	close(f.pruning.busy)
+	f.pruning.busy = nil
+	f.mu.Unlock()
+}
+
+// forgetNodes makes the kernel drop inodes that no program uses. It waits for nobody.
+func (d *device) forgetNodes(ids []uint64) {
+	if d.minor < pruneMinor {
+		return
+	}
+	for part := range slices.Chunk(ids, 512) {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(len(part)))
+		b = append(b, make([]byte, 12)...) // reserved
+		for _, id := range part {
+			b = binary.NativeEndian.AppendUint64(b, id)
+		}
+		d.notify(notifyPrune, b)
+	}
+}
