@@ -190,8 +190,8 @@ func (m *modelCheck) table() {
 	if m.text("layout.tsv")+"\n" != string(m.info.AppendLayoutTSV(nil)) {
 		m.find(filepath.Join(m.dir, "layout.tsv"), "not the tensors of the file")
 	}
-	for i := range m.info.Tensors {
-		if t := &m.info.Tensors[i]; t.Offset < 0 || t.Bytes < 0 || t.Offset+t.Bytes > m.layout.FileBytes {
+	for _, t := range m.info.Tensors() {
+		if t.Offset < 0 || t.Bytes < 0 || t.Offset+t.Bytes > m.layout.FileBytes {
 			m.find(m.dir, "tensor %q ends beyond the file", t.Name)
 		}
 	}
@@ -202,8 +202,8 @@ func (m *modelCheck) table() {
 func (m *modelCheck) tensors() {
 	dir := filepath.Join(m.dir, "tensors")
 	ents, err := os.ReadDir(dir)
-	if err != nil || len(ents) != len(m.info.Tensors) {
-		m.find(dir, "%d tensors, the file has %d: %v", len(ents), len(m.info.Tensors), err)
+	if err != nil || len(ents) != m.info.NumTensors() {
+		m.find(dir, "%d tensors, the file has %d: %v", len(ents), m.info.NumTensors(), err)
 		return
 	}
 	step := 1
