@@ -117,13 +117,16 @@ func start(c *config) error {
 	if !c.foreground && os.Getenv(childEnv) == "" {
 		return spawn()
 	}
+	raiseFiles()
+	if err := confine(); err != nil {
+		return failure{exitSystem, err}
+	}
 	return serve(c)
 }
 
 // serve mounts, says that the mount answers, and stays until it is unmounted.
 func serve(c *config) error {
 	unix.Umask(0) // modes of new files are the caller's, already masked
-	raiseFiles()
 	log, err := logger(c)
 	if err != nil {
 		return failure{exitSystem, err}
