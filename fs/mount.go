@@ -41,6 +41,7 @@ type Options struct {
 	Flags      uintptr           // MS_NOEXEC, MS_NOATIME, ... for a mount by root
 	NoPass     bool              // no passthrough even if the kernel allows it
 	Policy     vectorboot.Policy // guards of new models
+	History    int64             // bytes kept of old generations; 0 = a 16th of the limit, negative = none
 	Log        *logrus.Logger
 
 	noPoll bool // programs that poll are told at once that files are ready: for tests, which are programs and daemon in one
@@ -189,6 +190,16 @@ func (m *Mount) open() error {
 	}
 	m.rt = vectorboot.New(m.store, m.source)
 	m.rt.SetDefaultPolicy(m.o.Policy)
+	if m.o.History != 0 {
+		m.rt.SetHistory(max(0, m.o.History))
+	}
+	damaged, err := m.rt.Mend()
+	for _, d := range damaged {
+		m.o.Log.Warn(d)
+	}
+	if err != nil {
+		return err
+	}
 	if m.source != nil {
 		if err := m.source.Start(m.store.Attached); err != nil {
 			return err

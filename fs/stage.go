@@ -209,7 +209,11 @@ func (f *FS) fillLocked(n *node) error {
 	if err := f.rt.Warm(bg, s.from); err != nil {
 		return err
 	}
-	if _, err := n.live.Copy(s.from, 0, 0, s.from.Size()); err != nil {
+	err := f.rt.Still(func() error {
+		_, err := n.live.Copy(s.from, 0, 0, s.from.Size())
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	s.filled = true

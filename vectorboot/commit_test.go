@@ -17,7 +17,7 @@ import (
 
 // newRuntime makes a runtime over a store of its own, with one model "m.gguf":
 // tensors a (F32, 4), b (F16, 2x2) and a key "k".
-func newRuntime(t *testing.T, base string) *Runtime {
+func newRuntime(t testing.TB, base string) *Runtime {
 	t.Helper()
 	st, err := shm.Open(shm.Config{Base: base, ID: "t", Limit: 64 << 20})
 	if err != nil {
@@ -33,7 +33,7 @@ func newRuntime(t *testing.T, base string) *Runtime {
 	return rt
 }
 
-func modelBytes(t *testing.T) []byte {
+func modelBytes(t testing.TB) []byte {
 	t.Helper()
 	b, err := (&ggufview.Spec{
 		KV: []ggufview.SpecKV{{Key: "general.architecture", Value: "llama"}, {Key: "k", Value: uint32(7)}},
@@ -56,7 +56,7 @@ func floats(v ...float32) []byte {
 	return out
 }
 
-func load(t *testing.T, rt *Runtime, p string) {
+func load(t testing.TB, rt *Runtime, p string) {
 	t.Helper()
 	n, err := rt.Store().Live.Create(p, 0o644, nil)
 	if err != nil {
@@ -74,7 +74,7 @@ func load(t *testing.T, rt *Runtime, p string) {
 }
 
 // staged is a file with the new bytes of a tensor.
-func staged(t *testing.T, rt *Runtime, b []byte) *shm.Node {
+func staged(t testing.TB, rt *Runtime, b []byte) *shm.Node {
 	t.Helper()
 	n, err := rt.Store().Stage.Tmpfile(0o600, nil)
 	if err != nil {
@@ -86,14 +86,14 @@ func staged(t *testing.T, rt *Runtime, b []byte) *shm.Node {
 	return n
 }
 
-func commit(t *testing.T, rt *Runtime, name string, b []byte) error {
+func commit(t testing.TB, rt *Runtime, name string, b []byte) error {
 	t.Helper()
 	n := staged(t, rt, b)
 	defer n.Close()
 	return rt.Commit("m.gguf", []TensorEdit{{Name: name, File: n}}, nil)
 }
 
-func tensor(t *testing.T, rt *Runtime, name string) []byte {
+func tensor(t testing.TB, rt *Runtime, name string) []byte {
 	t.Helper()
 	g := rt.Acquire("m.gguf")
 	defer g.Release()
@@ -293,12 +293,12 @@ func TestJournal(t *testing.T) {
 		g := rt.Acquire("m.gguf")
 		x, _ := g.Info.Tensor("a")
 		n := staged(t, rt, floats(5, 6, 7, 8))
-		name, err := rt.writeJournal(journal{Ino: g.Seg.Ino, Path: []byte("m.gguf"), Generation: 2, Patches: []patch{{x.Offset, x.Bytes}}}, []TensorEdit{{Name: "a", File: n}})
+		j, err := rt.writeJournal(rt.models["m.gguf"], g, []piece{{patch{x.Offset, x.Bytes}, n, 0}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !c.journal {
-			if err := st.Stage.Rename(name, st.Stage, "1-1", 0); err != nil {
+			if err := st.Stage.Rename(j.list[0], st.Stage, "1-1", 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -315,9 +315,7 @@ func TestJournal(t *testing.T) {
 		st.Abandon()
 
 		again := newRuntime(t, base)
-		if err := again.Recover(); err != nil {
-			t.Fatal(c.name, err)
-		}
+		restart(t, again)
 		if have := tensor(t, again, "a"); !bytes.Equal(have, c.want) {
 			t.Errorf("%s: a is %v, want %v", c.name, have, c.want)
 		}
@@ -327,6 +325,18 @@ func TestJournal(t *testing.T) {
 		if left, err := again.store.Stage.Names(); err != nil || len(left) > 0 {
 			t.Errorf("%s: left in stage: %v %v", c.name, left, err)
 		}
+	}
+}
+
+// restart does what a daemon does at its start.
+func restart(t testing.TB, rt *Runtime) {
+	t.Helper()
+	damaged, err := rt.Mend()
+	if len(damaged) > 0 || err != nil {
+		t.Error(damaged, err)
+	}
+	if err := rt.Recover(); err != nil {
+		t.Fatal(err)
 	}
 }
 

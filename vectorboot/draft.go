@@ -184,12 +184,15 @@ func (d *Draft) Staged() (names []string) {
 
 // Commit applies the draft, all or nothing. Afterwards it is empty and can be
 // used again; after an error it is as it was.
+//
+// It is for the model that it was made for, under whatever name that has by now,
+// and for no other.
 func (d *Draft) Commit(p string) error {
 	tensors, keys, err := d.take()
 	if err != nil {
 		return err
 	}
-	err = d.rt.Commit(p, tensors, keys)
+	err = d.rt.commit(target{path: p, m: d.m}, tensors, keys)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.busy = false

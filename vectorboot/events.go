@@ -17,6 +17,7 @@ type Event struct {
 	Model      string  `json:"model,omitempty"`
 	From       string  `json:"from,omitempty"` // rename: the old path
 	Generation uint64  `json:"generation,omitempty"`
+	To         uint64  `json:"to,omitempty"` // rollback: the generation whose content came back
 	Bytes      int64   `json:"bytes,omitempty"`
 	Seconds    float64 `json:"seconds,omitempty"`
 	PID        uint32  `json:"pid,omitempty"`

@@ -96,7 +96,8 @@ func (rt *Runtime) cool(p string, g, cold *Generation, name string) error {
 	if err := rt.store.Stage.Rename(name, dir, path.Base(p), 0); err != nil {
 		return err
 	}
-	cold.N, cold.Path = g.N, p
+	cold.N, cold.Path, cold.m = g.N, p, m
+	rt.dropPast(m) // SOURCE may bring other bytes back
 	rt.mu.Lock()
 	m.cur = cold
 	m.set(Cold)

@@ -46,6 +46,7 @@ type Generation struct {
 	Loaded time.Time
 	Took   time.Duration // from the end of writing to readable, or of filling
 
+	m     *Model        // whose it is, nil of a whole
 	parts []*Generation // of a whole: its shards, held while refs is not 0
 	view  ggufview.View // of a whole: its bytes
 
@@ -128,7 +129,7 @@ func (g *Generation) Release() {
 // clone shares the segment; the registry's hold on g passes to the clone.
 func (g *Generation) clone() *Generation {
 	g.Seg.refs.Add(1)
-	c := &Generation{N: g.N, Path: g.Path, Seg: g.Seg, Info: g.Info, Cold: g.Cold, Loaded: g.Loaded, Took: g.Took}
+	c := &Generation{N: g.N, Path: g.Path, m: g.m, Seg: g.Seg, Info: g.Info, Cold: g.Cold, Loaded: g.Loaded, Took: g.Took}
 	c.refs.Store(1)
 	g.Release()
 	return c

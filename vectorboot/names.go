@@ -28,8 +28,9 @@ func (rt *Runtime) Remove(p string) []Change {
 	return []Change{{Path: p, Gone: true}}
 }
 
-// end lets go of what belongs to a model's name.
+// end lets go of what belongs to a model's name. Caller holds change.
 func (rt *Runtime) end(m *Model) {
+	rt.dropPast(m)
 	m.hub.end()
 	for _, d := range m.drafts {
 		d.drop()
@@ -76,6 +77,8 @@ func (rt *Runtime) Move(from, to string) (changes []Change) {
 		}
 		return append(changes, rt.Publish(to, g.clone())...)
 	}
+	rt.change.Lock() // a commit is for the model that has the name when it begins
+	defer rt.change.Unlock()
 	rt.mu.Lock()
 	moved := map[string]string{}
 	for p := range rt.models {

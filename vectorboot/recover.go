@@ -1,6 +1,8 @@
 package vectorboot
 
 import (
+	"errors"
+	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -19,14 +21,23 @@ func (rt *Runtime) NoteTarget(n *shm.Node, p string) {
 // ClearTarget forgets the note: the file has its name.
 func (rt *Runtime) ClearTarget(n *shm.Node) { _ = n.Removexattr(rt.store.Mark("for")) }
 
-// resumeNumber continues the numbering that an earlier process left.
-func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
+// noted is the generation that is written on a segment, 0 if none is.
+func (rt *Runtime) noted(n *shm.Node) uint64 {
 	buf := make([]byte, 20)
 	k, err := n.Getxattr(rt.store.Mark("generation"), buf)
 	if err != nil {
-		return
+		return 0
 	}
-	if v, err := strconv.ParseUint(string(buf[:k]), 10, 64); err == nil && v > 0 {
+	v, err := strconv.ParseUint(string(buf[:k]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
+// resumeNumber continues the numbering that an earlier process left.
+func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
+	if v := rt.noted(n); v > 0 {
 		rt.mu.Lock()
 		rt.model(p).next = v
 		rt.mu.Unlock()
@@ -34,12 +45,8 @@ func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
 }
 
 // Recover registers every model of the live tree: those that a killed daemon
-// left in memory, and those whose bytes are still in SOURCE. What was half
-// written is a failed model, or NAME.rejected when it was meant to replace one.
+// left in memory, and those whose bytes are still in SOURCE. Mend comes first.
 func (rt *Runtime) Recover() error {
-	if err := rt.recoverStage(); err != nil {
-		return err
-	}
 	return Walk(rt.store.Live, ".", func(p string, n *shm.Node) {
 		if n.Type != unix.S_IFREG {
 			return
@@ -64,47 +71,114 @@ func (rt *Runtime) Recover() error {
 	})
 }
 
-// recoverStage completes commits, keeps what was being received for a name and
-// removes scratch copies.
-func (rt *Runtime) recoverStage() error {
+// Mend puts in order what a killed daemon was doing, before anybody looks at the
+// live tree, write-back included: it completes commits, keeps what was being
+// received for a name as NAME.rejected or as a failed model, and removes scratch
+// copies. Commits that cannot be completed are returned; they are no reason not
+// to go on.
+func (rt *Runtime) Mend() (damaged []error, err error) {
 	ents, err := rt.store.Stage.Names()
+	if err != nil {
+		return nil, err
+	}
+	journals, rest := []string{}, []string{}
+	for _, e := range ents {
+		switch {
+		case strings.HasPrefix(e.Name, journalPrefix):
+			journals = append(journals, e.Name)
+		case !strings.HasPrefix(e.Name, damagedPrefix):
+			rest = append(rest, e.Name)
+		}
+	}
+	for _, name := range journals {
+		if err := rt.staged(name, rt.redo); err != nil {
+			damaged = append(damaged, rt.quarantine(name, err))
+			continue
+		}
+		_ = rt.store.Stage.Unlink(name)
+	}
+	for _, name := range rest {
+		if err := rt.staged(name, rt.recoverStaged); err != nil {
+			return damaged, err
+		}
+		_ = rt.store.Stage.Unlink(name) // gone if it was kept
+	}
+	return damaged, nil
+}
+
+// staged looks at a file of Store.Stage.
+func (rt *Runtime) staged(name string, f func(*shm.Node, string) error) error {
+	n, err := rt.store.Stage.Lookup(name)
 	if err != nil {
 		return err
 	}
-	for _, e := range ents {
-		n, err := rt.store.Stage.Lookup(e.Name)
-		if err != nil {
-			return err
-		}
-		if strings.HasPrefix(e.Name, journalPrefix) {
-			err = rt.redo(n)
-		} else {
-			rt.recoverStaged(n, e.Name)
-		}
-		if err != nil {
-			n.Close()
-			return err
-		}
-		n.Close()
-		_ = rt.store.Stage.Unlink(e.Name) // gone if it was kept
-	}
-	return nil
+	defer n.Close()
+	return f(n, name)
 }
 
-func (rt *Runtime) recoverStaged(n *shm.Node, name string) {
+// quarantine puts a journal aside that cannot be followed, and the model too if
+// its commit had begun: it is between two generations.
+func (rt *Runtime) quarantine(name string, cause error) error {
+	number := strings.TrimPrefix(name, journalPrefix)
+	if err := rt.store.Stage.Rename(name, rt.store.Stage, damagedPrefix+number, 0); err != nil {
+		cause = errors.Join(cause, err)
+	}
+	ino, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		ino = 0
+	}
+	seg, p := rt.segment(ino)
+	err = fmt.Errorf("commit to %q cannot be completed: %w", p, cause)
+	if seg != nil {
+		defer seg.Close()
+		if rt.begun(p) {
+			err = errors.Join(err, rt.reject(p))
+		}
+	}
+	rt.Events.Add(Event{Event: "journal_damaged", Model: p, Error: oneLine(err.Error())})
+	return err
+}
+
+// begun reports whether a commit to a model may have changed some of its bytes:
+// its control page, if there is one, tells.
+func (rt *Runtime) begun(p string) bool {
+	page, err := rt.store.Control.Lookup(controlName(p))
+	if err != nil {
+		return true
+	}
+	defer page.Close()
+	var sequence [8]byte
+	if _, err := page.ReadAt(sequence[:], ctlSequence); err != nil {
+		return true
+	}
+	return sequence[0]%2 != sequence[7]%2 // odd, in either byte order, of a number below 2^56
+}
+
+// reject takes the name from a file whose bytes are of no generation.
+func (rt *Runtime) reject(p string) error {
+	dir, err := rt.store.Live.Walk(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Rename(path.Base(p), dir, path.Base(p)+".rejected", 0)
+}
+
+func (rt *Runtime) recoverStaged(n *shm.Node, name string) error {
 	buf := make([]byte, unix.PathMax)
 	k, err := n.Getxattr(rt.store.Mark("for"), buf)
 	if err != nil || n.Size() == 0 {
-		return
+		return nil
 	}
 	p := string(buf[:k])
 	dir, err := rt.store.Live.Walk(path.Dir(p))
 	if err != nil {
-		return // its directory is gone too
+		return nil // its directory is gone too
 	}
 	defer dir.Close()
 	rt.ClearTarget(n)
 	if rt.store.Stage.Rename(name, dir, path.Base(p)+".rejected", 0) == nil && rt.source != nil {
 		rt.source.Mark(p + ".rejected")
 	}
+	return nil
 }

@@ -14,6 +14,7 @@
 package vectorboot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -40,7 +41,8 @@ const (
 	Failed    State = "failed"
 )
 
-// Model is one *.gguf name. Fields are guarded by Runtime.mu.
+// Model is one *.gguf name. Fields are guarded by Runtime.mu; path, page and past
+// change only with Runtime.change held as well.
 type Model struct {
 	path   string
 	cur    *Generation // nil while nothing valid was ever loaded
@@ -56,6 +58,10 @@ type Model struct {
 	touched map[string]uint64 // tensors/NAME and metadata/KEY -> generation of its last change
 	drafts  map[string]*Draft
 	pinned  bool
+
+	replaced uint64  // generation that was the last to come as a whole file
+	now      version // what cur is to people
+	past     []*past // kept old generations, oldest first, without gaps up to cur
 }
 
 // Runtime is the registry of models.
@@ -74,6 +80,7 @@ type Runtime struct {
 	draftID   atomic.Uint64
 	sessions  atomic.Int64
 	policy    Policy // of new models
+	history   history
 
 	mu     sync.RWMutex // guards models, active, chosen and every Model
 	models map[string]*Model
@@ -129,8 +136,10 @@ func New(store *shm.Store, source *Source) *Runtime {
 		store: store, source: source,
 		models: map[string]*Model{}, observe: func(Change) {},
 	}
+	_, limit := store.Usage()
+	rt.history.limit = limit / 16
 	if source != nil {
-		source.report = rt.Events.Add
+		source.report, source.calm = rt.Events.Add, &rt.change
 	}
 	return rt
 }
@@ -237,11 +246,11 @@ func (rt *Runtime) Forget(node *shm.Node) []Change {
 func (rt *Runtime) Publish(p string, g *Generation) []Change {
 	rt.change.Lock()
 	defer rt.change.Unlock()
-	return rt.publish(p, g)
+	return rt.publish(p, g, &step{})
 }
 
-// publish is Publish for those who hold change.
-func (rt *Runtime) publish(p string, g *Generation) []Change {
+// publish is Publish for those who hold change. The step says why.
+func (rt *Runtime) publish(p string, g *Generation, s *step) []Change {
 	m, err := rt.withPage(p)
 	if err != nil {
 		g.Release()
@@ -250,23 +259,26 @@ func (rt *Runtime) publish(p string, g *Generation) []Change {
 	m.page.begin()
 	rt.mu.Lock()
 	old := m.cur
-	g.N = m.next
-	g.Path = p
+	g.N, g.Path, g.m = m.next, p, m
 	m.next++
 	m.cur, m.failed = g, ""
 	m.set(g.state())
 	rt.elect(p)
+	m.replaced = g.N
 	rt.mu.Unlock()
 	if !g.Cold {
 		g.Seg.note(rt.store.Mark("generation"), g.N)
 	}
 
 	name := "load"
+	var kept *past
 	if old != nil {
-		name = "replace"
+		name = cmp.Or(s.event, "replace")
+		kept = rt.retain(m, old)
 		old.Release()
 	}
-	rt.count(name, g)
+	rt.remember(m, kept, version{g.N, g.Loaded, cmp.Or(s.what, name)})
+	rt.count(name, g, s.to)
 	n, ino, size := g.N, g.Seg.Ino, g.Info.Size
 	return []Change{{Path: p, Gone: old == nil, told: func() {
 		m.page.end(n, ino, size)
@@ -294,14 +306,14 @@ func (rt *Runtime) withPage(p string) (*Model, error) {
 }
 
 // count reports a load.
-func (rt *Runtime) count(event string, g *Generation) {
+func (rt *Runtime) count(event string, g *Generation, to uint64) {
 	if g.Cold {
 		return
 	}
 	rt.Stats.Loads.Add(1)
 	rt.Stats.BytesLoaded.Add(g.Info.Size)
 	rt.Stats.LoadNanos.Add(int64(g.Took))
-	rt.Events.Add(Event{Event: event, Model: g.Path, Generation: g.N, Bytes: g.Info.Size, Seconds: g.Took.Seconds()})
+	rt.Events.Add(Event{Event: event, Model: g.Path, Generation: g.N, To: to, Bytes: g.Info.Size, Seconds: g.Took.Seconds()})
 }
 
 // elect makes the newest load the active model unless a user chose one. Caller holds mu.

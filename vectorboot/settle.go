@@ -258,12 +258,41 @@ func (s *Source) copyOut(p string, n *shm.Node, st *unix.Stat_t, now bool) error
 	return nil
 }
 
+// copyNew copies until no commit came in between; the last time commits wait.
+// Without fsync it is put off until they have stopped.
 func (s *Source) copyNew(p string, n *shm.Node, st *unix.Stat_t, now bool) error {
+	for try := 1; ; try++ {
+		changed, err := s.copyOnce(p, n, st, now, try > patience)
+		if !changed || err != nil {
+			return err
+		}
+		if !now {
+			s.MarkLater(p)
+			return nil
+		}
+		if *st, err = n.Stat(); err != nil {
+			return err
+		}
+	}
+}
+
+// copyOnce reports whether the file changed while it was copied: then the copy is
+// thrown away. alone makes commits wait.
+func (s *Source) copyOnce(p string, n *shm.Node, st *unix.Stat_t, now, alone bool) (changed bool, err error) {
+	s.calm.Lock() // a commit marks the file again, before it changes anything
+	defer s.calm.Unlock()
 	s.notes.clear(n.Ino)
 	tmp := s.workName()
+	if !alone {
+		s.calm.Unlock()
+	}
 	id, err := s.copyTo(tmp, n, st)
+	if !alone {
+		s.calm.Lock()
+	}
 	busy := s.Busy(n.Ino)
-	if err == nil && (now || !busy) {
+	changed = !alone && s.notes.isDirty(n.Ino)
+	if err == nil && (now || !busy) && !changed {
 		if err = s.spare(p); err == nil {
 			err = s.root.rename(tmp, p, 0)
 		}
@@ -271,11 +300,11 @@ func (s *Source) copyNew(p string, n *shm.Node, st *unix.Stat_t, now bool) error
 			s.know(n, id)
 		}
 	}
-	if err != nil || busy { // busy: who has it mapped may store more
+	if err != nil || busy || changed { // busy: who has it mapped may store more
 		s.Dirty(n)
 		_ = s.root.remove(tmp) // gone if it took the name
 	}
-	return err
+	return changed && (now || !busy), err
 }
 
 // copyTo makes a file of SOURCE with the bytes and attributes of a live one, on the disk.
@@ -315,7 +344,9 @@ func (s *Source) equal(p string, n *shm.Node, st *unix.Stat_t) bool {
 	if !s.alike(p, n) || s.Busy(n.Ino) {
 		return false
 	}
+	s.calm.Lock()
 	s.notes.clear(n.Ino)
+	s.calm.Unlock()
 	if s.sameBytes(p, n, st) {
 		return true
 	}

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"vbootfs/ggufview"
 )
 
@@ -262,24 +260,4 @@ func (rt *Runtime) Files(p string) (files []string) {
 	}
 	slices.Sort(files)
 	return files
-}
-
-// shardOf is the model that a commit is for: of a whole, the shard that has the
-// tensors. Keys of a whole, and tensors of several shards, cannot be changed.
-func (rt *Runtime) shardOf(p string, tensors []TensorEdit, keys []KeyEdit) (string, error) {
-	if rt.Known(p) {
-		return p, nil
-	}
-	g, err := rt.acquireWhole(p)
-	if err != nil {
-		return p, nil // the commit finds that out
-	}
-	defer g.Release()
-	for _, part := range g.parts {
-		has := func(e TensorEdit) bool { _, ok := part.Info.Tensor(e.Name); return ok }
-		if len(keys) == 0 && len(tensors) > 0 && !slices.ContainsFunc(tensors, func(e TensorEdit) bool { return !has(e) }) {
-			return part.Path, nil
-		}
-	}
-	return "", fmt.Errorf("commit to %s: its files can only be changed one by one: %w", p, unix.EROFS)
 }

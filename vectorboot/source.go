@@ -43,6 +43,7 @@ type Source struct {
 	cold  string // name of the mark
 
 	report func(Event)
+	calm   sync.Locker // while it is held no commit changes a file; taken after one
 
 	// Busy says that somebody has the inode open for writing: it is not copied
 	// before they close it, except for fsync. Set before Start.
@@ -81,7 +82,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	}
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), readOnly: readOnly,
-		report: func(Event) {}, Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, paused: map[string]bool{},
+		report: func(Event) {}, calm: new(sync.Mutex), Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, paused: map[string]bool{},
 		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
 		known: map[uint64]identity{}, uneasy: map[identity]bool{}, kept: map[identity]string{},
 	}

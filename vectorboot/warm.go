@@ -84,11 +84,11 @@ func (rt *Runtime) warmed(p string, g *Generation) {
 		return
 	}
 	old := m.cur
-	g.N, g.Path = old.N, p
+	g.N, g.Path, g.m = old.N, p, m
 	m.cur = g
 	m.set(Loaded)
 	rt.mu.Unlock()
 	old.Release()
-	rt.count("load", g)
+	rt.count("load", g, 0)
 	rt.tell([]Change{{Path: p}})
 }

@@ -105,6 +105,26 @@ with open(sys.argv[1], "r+b", buffering=0) as f:
 		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; echo "reject_nan yes" >policy; head -c $(cat tensors/output_norm.weight/nbytes) /dev/zero | tr '\0' '\377' >/tmp/$$
 		fails "not permitted" cp /tmp/$$ tensors/output_norm.weight/data; rm /tmp/$$; grep refused $BOOT/events.log | grep -q 'output_norm.weight.*NaN at element 0'`},
 
+	{"`rollback N` in `ctl` makes the content of generation N the next generation.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; printf abcd | dd of=tensors/output.weight/data conv=notrunc status=none; echo "set x uint8 1" >ctl; cp "$B" $OLDPWD/a.gguf
+		for n in 1 2 3; do cmp -s model.gguf "$A" && exit 1; echo "rollback 1" >ctl; cmp model.gguf "$A"; echo "rollback $((n + 1))" >ctl; done; echo "rollback 4" >ctl; cmp model.gguf "$B"; generation 11
+		exec 3<>ctl; ! printf "rollback 99" >&3 2>/dev/null; cat <&3 | grep -q "99 is not kept"; grep '"rollback"' $BOOT/events.log | tail -1 | grep -q '"to":4'`},
+	{"**history** is a table of the generations that can be brought back, oldest first, and the current one: generation, time, change and bytes kept, separated by tabs, after a header line.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; printf abcd | dd of=tensors/output.weight/data conv=notrunc status=none; echo "rollback 1" >ctl
+		[ "$(cut -f1,3 history)" = "$(printf 'generation\tchange\n1\tload\n2\ttensors/output.weight\n3\trollback 1')" ]; [ "$(sed -n 2p history | cut -f4)" = "$(cat tensors/output.weight/nbytes)" ]`},
+	{"Evicting or removing a model forgets its history, and so does the end of the daemon, also by a kill.",
+		`cp "$A" a.gguf; cp "$B" a.gguf; rm a.gguf; cp "$A" a.gguf; [ "$(wc -l <$BOOT/models/a.gguf/history)" = 2 ]`},
+	{"Without a SOURCE `publish` fails with ENOTSUP.", `cp "$A" a.gguf; fails "not supported" sh -c "exec env echo publish >$BOOT/models/a.gguf/ctl"`},
+	{"So does a change of a model whose file has another name: the other name keeps the bytes.",
+		`cp "$A" a.gguf; ln a.gguf b.gguf; ln a.gguf copy; printf abcd | dd of=$BOOT/models/b.gguf/tensors/output.weight/data conv=notrunc status=none
+		cmp a.gguf "$A"; cmp copy "$A"; ! cmp -s b.gguf "$A"; generation 1; printf abcd | dd of=$BOOT/models/a.gguf/tensors/output.weight/data conv=notrunc status=none; cmp a.gguf b.gguf; cmp copy "$A"`},
+	{"A model that was replaced since has changed in everything.",
+		`cp "$A" a.gguf; cd $BOOT/models/a.gguf; mkdir drafts/d; printf abcd | dd of=drafts/d/tensors/output.weight/data conv=notrunc status=none; cp "$A" $OLDPWD/a.gguf
+		fails "busy" sh -c "exec env echo commit >drafts/d/ctl"; rmdir drafts/d; cmp model.gguf "$A"`},
+	{"A draft follows its model when that is renamed, and never changes another one that has got the name.",
+		`cp "$A" a.gguf; o=$PWD; cd $BOOT/models/a.gguf; mkdir drafts/d; printf abcd | dd of=drafts/d/tensors/output.weight/data conv=notrunc status=none; exec 3>drafts/d/ctl
+		mv $o/a.gguf $o/b.gguf; cp "$A" $o/a.gguf; printf commit >&3; cmp $o/a.gguf "$A"; ! cmp -s $o/b.gguf "$A"`},
+
 	{"Looking changes nothing.", `cp "$A" a.gguf; cp $BOOT/events.log before; find $BOOT -type f -exec cat {} + >/dev/null; ls -lR $BOOT >/dev/null; cmp before $BOOT/events.log`},
 	{"Sizes are exact, so `cp`, `tar` and `rsync` work.",
 		`cp "$A" a.gguf; cd $BOOT/models; for f in $(find a.gguf -type f); do [ $(stat -c %s $f) = $(cat $f | wc -c) ]; done`},

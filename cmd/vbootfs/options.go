@@ -61,6 +61,7 @@ var options = []option{
 	{"max_change", "PART", "refuse changes of a value by more than PART of the tensor's largest magnitude", "", policyLine("max_change")},
 	{"allow", "GLOB:GLOB", "tensors that may be changed (default: all)", "", policyLine("allow")},
 	{"forbid", "GLOB:GLOB", "tensors that may not be changed", "", policyLine("forbid")},
+	{"history", "BYTES", "keep so many bytes of old generations for rollback (default: a 16th of the limit)", "", setHistory},
 	{"ro", "", "mount read-only", "", toggle(func(c *config) { c.ReadOnly = true })},
 	{"foreground", "", "stay in the foreground", "f", toggle(func(c *config) { c.foreground = true })},
 	{"log", "FILE", "append the log to FILE (default: standard error in the foreground, else none)", "", func(c *config, v string) error { c.logFile = v; return nil }},
@@ -143,6 +144,17 @@ func setSize(c *config, v string) error {
 		return fmt.Errorf("%q is not a size", v)
 	}
 	c.Limit = int64(n)
+	return nil
+}
+
+func setHistory(c *config, v string) error {
+	n, err := humanize.ParseBytes(binaryUnit(v))
+	if err != nil || n > 1<<62 {
+		return fmt.Errorf("%q is not a size", v)
+	}
+	if c.History = int64(n); n == 0 {
+		c.History = -1
+	}
 	return nil
 }
 

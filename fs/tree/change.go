@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -154,7 +156,7 @@ func (at At) put(n *shm.Node, base uint64) error {
 		}
 		return at.Draft.Stage(at.Tensor.Name, own, base)
 	}
-	return at.RT.Commit(at.Path, []vectorboot.TensorEdit{{Name: at.Tensor.Name, File: n}}, nil)
+	return at.RT.CommitTo(at.Gen, []vectorboot.TensorEdit{{Name: at.Tensor.Name, File: n}}, nil)
 }
 
 // now is what the tensor holds, in the draft if it is staged there. done ends
@@ -336,7 +338,11 @@ func (at At) putKey(key string, value any, base uint64) error {
 	if at.Draft != nil {
 		return at.Draft.StageKey(key, value, base)
 	}
-	return at.RT.Commit(at.Path, nil, []vectorboot.KeyEdit{{KeyEdit: ggufview.KeyEdit{Key: key, Value: value}}})
+	edit := []vectorboot.KeyEdit{{KeyEdit: ggufview.KeyEdit{Key: key, Value: value}}}
+	if at.Gen != nil { // a file that was opened for this model, not for its name
+		return at.RT.CommitTo(at.Gen, nil, edit)
+	}
+	return at.RT.Commit(at.Path, nil, edit)
 }
 
 // setKey is the command "set KEY TYPE VALUE": it also adds keys.
@@ -378,8 +384,24 @@ func editPolicy(at At, trunc bool) (Editor, error) {
 	}), nil
 }
 
-// Drafts: drafts/D/{ctl,staged,tensors/NAME/{data,f32},metadata/KEY}.
+// inCell keeps a text in its cell, as layout.tsv does.
+var inCell = strings.NewReplacer("\\", `\\`, "\t", `\t`, "\n", `\n`)
 
-// Streams.
+// showHistory is a table: a generation, when it came, what made it, and the bytes
+// that are kept to come back to it.
+func showHistory(at At) ([]byte, error) {
+	b := []byte("generation\ttime\tchange\tbytes\n")
+	for _, v := range at.RT.History(at.Path) {
+		b = fmt.Appendf(b, "%d\t%s\t%s\t%d\n", v.N, v.When.UTC().Format(time.RFC3339Nano), inCell.Replace(v.What), v.Bytes)
+	}
+	return b, nil
+}
 
-// sessions/ID and readers.
+// rollback is the command "rollback N".
+func rollback(at At, arg string) error {
+	n, err := strconv.ParseUint(arg, 10, 64)
+	if err != nil {
+		return fmt.Errorf("generation %q: %w", arg, fs.ErrInvalid)
+	}
+	return at.RT.Rollback(at.Path, n)
+}

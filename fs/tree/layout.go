@@ -41,6 +41,7 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "progress", Mode: 0o444, Show: showProgress, Live: true, Doc: "bytes received of how many"},
 	{Name: "ctl", Mode: 0o666, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
 	{Name: "generation", Mode: 0o444, Show: showGeneration, Gen: true, Doc: "version number: each change adds one"},
+	{Name: "history", Mode: 0o444, Show: showHistory, Live: true, Only: inOneFile, Doc: "generations that rollback can bring back"},
 	{Name: "summary.txt", Mode: 0o444, Show: showSummary, Gen: true, Keep: true, Doc: "what the model is, on one page"},
 	{Name: "map.svg", Mode: 0o444, Show: showMap, Gen: true, Keep: true},
 	{Name: "report.html", Mode: 0o444, Data: dataReport, Gen: true, Bytes: true, Slow: true, Doc: "pictures: the file as a map; a page for a browser"},

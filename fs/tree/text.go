@@ -284,6 +284,8 @@ var modelCommands = []command{
 	{"pin", "", "do not let it be evicted", on(func(at At, _ string) error { return at.RT.Pin(at.Path, true) })},
 	{"unpin", "", "let it be evicted again", on(func(at At, _ string) error { return at.RT.Pin(at.Path, false) })},
 	{"interrupt", "OPCODE [timeout=2s]", "wake every session; with a timeout wait for all acknowledgements", interrupt},
+	{"rollback", "N", "make the content of generation N the next generation; history lists them", on(rollback)},
+	{"publish", "", "return when SOURCE has the model", on(func(at At, _ string) error { return at.RT.Persist(at.Path) })},
 	{"set", "KEY TYPE VALUE", "set or add a metadata key", on(setKey)},
 	{"unset", "KEY", "remove a metadata key", on(unsetKey)},
 }
