@@ -16,8 +16,9 @@ import (
 // N. All is in files without a name, so it ends with the daemon, however that
 // ends, and there is nothing that a crash could leave half done.
 
-// maxPast is how many old generations of a model are kept at most.
-const maxPast = 256
+// maxPast is how many old generations of a model are kept at most, maxAll of all
+// models together: each takes a few descriptors.
+const maxPast, maxAll = 256, 2048
 
 // version is a generation as people are told of it.
 type version struct {
@@ -75,7 +76,7 @@ func (h *history) keeps(ino uint64) bool {
 // room drops the oldest until one more can be kept, and reports whether it can.
 // Caller holds change.
 func (rt *Runtime) room(x *past) bool {
-	for rt.history.used+x.cost() > rt.history.limit && len(rt.history.all) > 0 {
+	for len(rt.history.all) > 0 && (rt.history.used+x.cost() > rt.history.limit || len(rt.history.all) >= maxAll) {
 		rt.dropFirst(rt.history.all[0].m)
 	}
 	return rt.history.used+x.cost() <= rt.history.limit

@@ -132,18 +132,9 @@ func TestHistoryGivesWay(t *testing.T) {
 	}
 	n := staged(t, rt, floats(5, 6, 7, 8))
 	defer n.Close()
-	hog, err := rt.Store().Stage.Tmpfile(0o600, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	hog := staged(t, rt, nil)
 	defer hog.Close()
-	_, limit := rt.Store().Usage()
-	for size := limit; size >= 4096; { // fill it to the last page
-		used := hog.Size()
-		if err := hog.Allocate(0, used, size); err != nil {
-			size /= 2
-		}
-	}
+	fill(hog)
 	if err := rt.Commit("m.gguf", []TensorEdit{{Name: "a", File: n}}, nil); err != nil {
 		t.Fatal(err)
 	}
