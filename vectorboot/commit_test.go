@@ -315,7 +315,7 @@ func TestJournal(t *testing.T) {
 		st.Abandon()
 
 		again := newRuntime(t, base)
-		restart(t, again)
+		mend(t, again)
 		if have := tensor(t, again, "a"); !bytes.Equal(have, c.want) {
 			t.Errorf("%s: a is %v, want %v", c.name, have, c.want)
 		}
@@ -328,8 +328,8 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// restart does what a daemon does at its start.
-func restart(t testing.TB, rt *Runtime) {
+// mend does what a daemon does at its start.
+func mend(t testing.TB, rt *Runtime) {
 	t.Helper()
 	damaged, err := rt.Mend()
 	if len(damaged) > 0 || err != nil {

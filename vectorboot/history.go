@@ -270,8 +270,7 @@ func (s *step) restored(g *Generation, policy Policy) error {
 	for _, x := range s.pieces {
 		back[x.Off] = true
 	}
-	for i := range g.Info.Tensors {
-		t := &g.Info.Tensors[i]
+	for _, t := range g.Info.Tensors() {
 		if !back[t.Offset] || t.Bytes == 0 {
 			continue
 		}

@@ -81,8 +81,8 @@ func (j *journal) check(f *ggufview.File, noted uint64, size func(string) int64)
 		return fmt.Errorf("%w: it leads from generation %d to %d, the segment is of %d", errJournal, j.Noted, j.Generation, noted)
 	}
 	tensors := map[patch]bool{}
-	for i := range f.Tensors {
-		tensors[patch{f.Tensors[i].Offset, f.Tensors[i].Bytes}] = true
+	for _, t := range f.Tensors() {
+		tensors[patch{t.Offset, t.Bytes}] = true
 	}
 	for _, x := range j.Patches {
 		if !tensors[x.patch] {
@@ -96,6 +96,25 @@ func (j *journal) check(f *ggufview.File, noted uint64, size func(string) int64)
 		}
 	}
 	return nil
+}
+
+// CheckJournal says why the next start would not follow a journal. name is its own
+// in the directory of staged files; segment gives the header of a file by its
+// inode number, nil if there is none, and size that of a staged file, -1 if there
+// is none.
+func CheckJournal(name string, text []byte, segment func(ino uint64) *ggufview.File, size func(string) int64) error {
+	j, err := decodeJournal(text)
+	if err != nil {
+		return err
+	}
+	if name != journalPrefix+strconv.FormatUint(j.Ino, 10) {
+		return fmt.Errorf("%w: it is of segment %d", errJournal, j.Ino)
+	}
+	f := segment(j.Ino)
+	if f == nil {
+		return nil // the model was replaced or removed since
+	}
+	return j.check(f, j.Noted, size)
 }
 
 // scratchName returns name if it is a plain one that is not of a journal.

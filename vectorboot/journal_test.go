@@ -166,7 +166,7 @@ func TestJournalFindsARenamedModel(t *testing.T) {
 	if err := rt.Store().Live.Rename("m.gguf", rt.Store().Live, "n.gguf", 0); err != nil {
 		t.Fatal(err)
 	}
-	restart(t, rt)
+	mend(t, rt)
 	if !bytes.Contains(b.after(t), b.staged[2:18]) || rt.Generation("n.gguf") != 2 {
 		t.Errorf("generation %d: the commit was not completed", rt.Generation("n.gguf"))
 	}
@@ -212,7 +212,7 @@ func checkOnlyTensors(t *testing.T, b *broken) {
 	if err != nil || len(now) != len(b.before) {
 		t.Fatalf("%d bytes, were %d: %v", len(now), len(b.before), err)
 	}
-	for _, x := range f.Tensors {
+	for _, x := range f.Tensors() {
 		part := now[x.Offset : x.Offset+x.Bytes]
 		if !bytes.Equal(part, b.before[x.Offset:x.Offset+x.Bytes]) && !bytes.Contains(b.staged, part) {
 			t.Errorf("tensor %s is %q", x.Name, part)

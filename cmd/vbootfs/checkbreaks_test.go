@@ -1,9 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -67,9 +68,9 @@ var breaks = []broken{
 	{do: func(f *fake) { remove("source/note")(f); f.symlink("elsewhere", "source/note") }, want: "in SOURCE"},
 	{do: unlinked("source/d/link.gguf"), want: "is one file with"},
 
-	{of: "store", do: func(f *fake) { f.make("store/stage/journal-1", "x") }, want: "a damaged journal"},
-	{of: "store", do: func(f *fake) { f.make("store/stage/journal-1", journalOf(1<<40)+"abcd") }, want: "a damaged journal: 4 bytes at"},
-	{of: "store", do: func(f *fake) { f.make("store/stage/journal-1", journalOf(0)+"abc") }, want: "it needs"},
+	{of: "store", do: func(f *fake) { f.make("store/stage/journal-1", "x") }, want: "the journal is damaged: its checksum"},
+	{of: "store", do: func(f *fake) { f.journal(1 << 40) }, want: "the journal is damaged: no tensor has 4 bytes at"},
+	{of: "store", do: func(f *fake) { f.make("store/stage/damaged-1", "x") }, want: "a damaged journal that was put aside"},
 	{of: "store", do: func(f *fake) { f.make("store/control/0123", "x") }, want: "not a control page"},
 	{of: "source", do: func(f *fake) { f.make("source/.vbootfs/3", "x") }, want: "left by a write"},
 	{of: "source", do: rewrite("source/d/b.gguf", "GGUF"), want: "not a valid GGUF"},
@@ -89,9 +90,17 @@ func (b *broken) path() string {
 	return b.of
 }
 
-// journalOf is the first line of a journal that puts four bytes into a.gguf.
-func journalOf(off int64) string {
-	return `{"ino":1,"path":"YS5nZ3Vm","generation":3,"patches":[{"off":` + strconv.FormatInt(off, 10) + `,"bytes":4}]}` + "\n"
+// journal makes one that puts four bytes into a.gguf.
+func (f *fake) journal(off int64) {
+	f.t.Helper()
+	info, err := os.Stat(f.at("store/live/a.gguf"))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	line := fmt.Sprintf(`{"ino":%d,"path":"","generation":3,"noted":2,"patches":[{"off":%d,"bytes":4,"file":"1-1","at":0}]}`, idOf(info).ino, off)
+	sum := crc32.Checksum([]byte(line), crc32.MakeTable(crc32.Castagnoli))
+	f.make(fmt.Sprintf("store/stage/journal-%d", idOf(info).ino), fmt.Sprintf("%s\n%08x\n", line, sum))
+	f.make("store/stage/1-1", "abcd")
 }
 
 func rewrite(p, text string) func(*fake) { return func(f *fake) { f.put(p, []byte(text)) } }

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	iofs "io/fs"
@@ -15,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vbootfs/ggufview"
 	"vbootfs/vectorboot"
 )
 
@@ -49,7 +48,7 @@ func (s *storeCheck) all() {
 		s.shown(live)
 	}
 	s.pages(live)
-	s.staged()
+	s.staged(live)
 }
 
 // shown checks that the mount shows what the store has, inode by inode.
@@ -99,7 +98,7 @@ func (s *storeCheck) pages(live map[string]iofs.FileInfo) {
 }
 
 // staged checks that what is in stage/ is in use, or complete.
-func (s *storeCheck) staged() {
+func (s *storeCheck) staged(live map[string]iofs.FileInfo) {
 	dir := filepath.Join(s.root, "stage")
 	ents, err := os.ReadDir(dir)
 	if err != nil || len(ents) == 0 {
@@ -120,8 +119,10 @@ func (s *storeCheck) staged() {
 		case errors.Is(err, iofs.ErrNotExist): // its writer has ended
 		case err != nil:
 			s.find(name, "%v", err)
+		case strings.HasPrefix(e.Name(), "damaged-"):
+			s.find(name, "a damaged journal that was put aside")
 		case s.out == "" && journal:
-			s.journal(name, info.Size())
+			s.journal(name, live)
 		case s.out != "" && journal:
 			s.find(name, "the journal of a commit that did not end")
 		case s.out != "" && !held[idOf(info)]:
@@ -130,36 +131,41 @@ func (s *storeCheck) staged() {
 	}
 }
 
-// journal checks that a commit can be completed: its first line tells what and
-// where, the bytes follow.
-func (s *storeCheck) journal(name string, size int64) {
-	var j struct {
-		Path    []byte
-		Patches []struct{ Off, Bytes int64 }
+// journal checks that a commit can be completed.
+func (s *storeCheck) journal(name string, live map[string]iofs.FileInfo) {
+	text, err := os.ReadFile(name)
+	if err == nil {
+		err = vectorboot.CheckJournal(filepath.Base(name), text, func(ino uint64) *ggufview.File {
+			return headerOf(filepath.Join(s.root, "live"), live, ino)
+		}, func(file string) int64 {
+			info, err := os.Lstat(filepath.Join(filepath.Dir(name), file))
+			if err != nil || !info.Mode().IsRegular() {
+				return -1
+			}
+			return info.Size()
+		})
 	}
-	b, err := os.ReadFile(name)
-	head, _, ok := bytes.Cut(b, []byte("\n"))
-	if err == nil && ok {
-		err = json.Unmarshal(head, &j)
-	}
-	if err != nil || !ok {
-		s.find(name, "a damaged journal: %v", err)
-		return
-	}
-	want := int64(len(head)) + 1
-	st, err := os.Stat(filepath.Join(s.root, "live", string(j.Path)))
 	if err != nil {
-		return // the model is gone; so will be the journal
+		s.find(name, "%v", err)
 	}
-	for _, p := range j.Patches {
-		want += p.Bytes
-		if p.Off < 0 || p.Bytes < 0 || p.Off+p.Bytes > st.Size() {
-			s.find(name, "a damaged journal: %d bytes at %d of a file of %d", p.Bytes, p.Off, st.Size())
+}
+
+// headerOf reads the header of the file with an inode number, nil if there is none.
+func headerOf(dir string, live map[string]iofs.FileInfo, ino uint64) *ggufview.File {
+	for p, info := range live {
+		if !info.Mode().IsRegular() || idOf(info).ino != ino {
+			continue
+		}
+		f, err := os.Open(filepath.Join(dir, p))
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		if h, err := ggufview.Open(f, info.Size()); err == nil {
+			return h
 		}
 	}
-	if size < want {
-		s.find(name, "a damaged journal: %d bytes, it needs %d", size, want)
-	}
+	return nil
 }
 
 // fileID tells files apart.

@@ -41,7 +41,6 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "progress", Mode: 0o444, Show: showProgress, Live: true, Doc: "bytes received of how many"},
 	{Name: "ctl", Mode: 0o666, Show: showModelUsage, Do: doModel, Live: true, Doc: "commands for this model"},
 	{Name: "generation", Mode: 0o444, Show: showGeneration, Gen: true, Doc: "version number: each change adds one"},
-	{Name: "history", Mode: 0o444, Show: showHistory, Live: true, Only: inOneFile, Doc: "generations that rollback can bring back"},
 	{Name: "summary.txt", Mode: 0o444, Show: showSummary, Gen: true, Keep: true, Doc: "what the model is, on one page"},
 	{Name: "map.svg", Mode: 0o444, Show: showMap, Gen: true, Keep: true},
 	{Name: "report.html", Mode: 0o444, Data: dataReport, Gen: true, Bytes: true, Slow: true, Doc: "pictures: the file as a map; a page for a browser"},
@@ -61,7 +60,8 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 	{Name: "session", Mode: 0o666, Stream: openSession, Live: true, Quiet: true, Only: inOneFile, Doc: "open to attach; read, write ack N (not listed)"},
 	{Name: "sessions", Mode: 0o555, Find: findSession, List: listSessions, Live: true, Only: inOneFile},
 	{Name: "readers", Mode: 0o444, Show: showReaders, Live: true, Doc: "who is attached; who has the bytes open or mapped"},
-	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Only: inOneFile, Doc: "guards of changes"},
+	{Name: "history", Mode: 0o444, Show: showHistory, Live: true, Only: inOneFile},
+	{Name: "policy", Mode: 0o644, Show: showPolicy, Edit: editPolicy, Live: true, Only: inOneFile, Doc: "what rollback can bring back; guards of changes"},
 	{Name: "drafts", Mode: 0o777, Find: findDraft, List: listDrafts, Make: makeDraft, Drop: dropDraft, Live: true, Only: inOneFile, Doc: "mkdir one, stage changes, echo commit >ctl"},
 	{Name: "tensors", Mode: 0o555, Find: findTensor, List: listTensors, Gen: true, Doc: "a directory per tensor:"},
 }}
