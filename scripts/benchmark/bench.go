@@ -2,27 +2,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"vbootfs/scripts/frame"
 )
 
 // bench is a run.
 type bench struct {
 	options
-	ctx   context.Context
-	tmp   string // on disk: models, mount points
-	shm   string // on /dev/shm: the peers' files, segments
-	group group
-	lines []line
+	ctx        context.Context
+	frame.Dirs // on disk models and mount points, in shared memory the peers' files and segments
+	group      group
+	lines      []line
 
-	mounts []*mount
 	serial int
 	shared map[string]*mount // by options
 	models map[string]string // generated ones, by key
@@ -47,81 +40,31 @@ type pair struct {
 	note         string
 }
 
-// name of directories of a run; the number is the process.
-const prefix = "vbootfs-bench-"
-
 func newBench(ctx context.Context, o options) (*bench, error) {
 	b := &bench{options: o, ctx: ctx, shared: map[string]*mount{}, models: map[string]string{}}
-	name := prefix + strconv.Itoa(os.Getpid())
-	b.tmp, b.shm = filepath.Join(os.TempDir(), name), filepath.Join("/dev/shm", name)
-	sweep()
 	if err := b.checkMemory(); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(b.tmp, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(b.shm, 0o755); err != nil {
-		return nil, errors.Join(err, os.Remove(b.tmp))
-	}
-	return b, nil
-}
-
-// sweep removes what earlier runs left that were killed.
-func sweep() {
-	for _, dir := range []string{os.TempDir(), "/dev/shm"} {
-		left, _ := filepath.Glob(filepath.Join(dir, prefix+"*"))
-		for _, d := range left {
-			pid := strings.TrimPrefix(filepath.Base(d), prefix)
-			if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
-				_ = clear(d) // what stays is tried again next time
-			}
-		}
-	}
-}
-
-// clear removes a directory of a run, with the mounts in it and their daemons.
-func clear(dir string) error {
-	for _, m := range mountsBelow(dir) {
-		unmount(m)
-	}
-	endDaemons(dir)
-	for _, m := range mountsBelow(dir) { // segments, or the mount of a daemon that was dead
-		_ = unix.Unmount(m, unix.MNT_DETACH)
-	}
-	if left := mountsBelow(dir); len(left) > 0 {
-		return fmt.Errorf("still mounted: %v", left)
-	}
-	return os.RemoveAll(dir)
+	var err error
+	b.Dirs, err = frame.MakeDirs("bench")
+	return b, err
 }
 
 func (b *bench) close() error {
 	if b.py != nil {
 		b.py.close()
 	}
-	return errors.Join(clear(b.tmp), clear(b.shm))
+	return b.Remove()
 }
 
 // checkMemory refuses to run a machine out of memory: the large model is in the
 // mount, in /dev/shm, twice in the page cache, and an old one may be open.
 func (b *bench) checkMemory() error {
-	need, free := 4*b.size+1<<30, meminfo("MemAvailable")
+	need, free := 4*b.size+1<<30, frame.Meminfo("MemAvailable")
 	if free < need {
-		return fmt.Errorf("--size %s needs %s of memory, %s is available", bytesText(b.size), bytesText(need), bytesText(free))
+		return fmt.Errorf("--size %s needs %s of memory, %s is available", frame.BytesText(b.size), frame.BytesText(need), frame.BytesText(free))
 	}
 	return nil
-}
-
-// meminfo is a line of /proc/meminfo in bytes.
-func meminfo(key string) int64 {
-	text, _ := os.ReadFile("/proc/meminfo")
-	for l := range strings.Lines(string(text)) {
-		if f := strings.Fields(l); len(f) > 1 && f[0] == key+":" {
-			n, _ := strconv.ParseInt(f[1], 10, 64)
-			return n << 10
-		}
-	}
-	return 0
 }
 
 // compare measures a row, the two sides by turns, and prints it.
@@ -151,7 +94,7 @@ func (b *bench) compare(p pair) error {
 				return b.ctx.Err()
 			}
 			if err != nil {
-				b.add(line{what: p.name, ours: p.ours.what, theirs: p.theirs.what, note: "not measured: " + firstLine(err.Error())})
+				b.add(line{what: p.name, ours: p.ours.what, theirs: p.theirs.what, note: "not measured: " + frame.FirstLine(err.Error())})
 				return nil
 			}
 			if i >= 0 {

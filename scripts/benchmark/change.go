@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"vbootfs/scripts/frame"
 )
 
 // change runs the clients in examples/ that measure commits and interrupts.
@@ -23,9 +25,9 @@ func (b *bench) interrupts() error {
 		b.add(line{what: what, note: "not measured: no cargo"})
 		return nil
 	}
-	target := filepath.Join(b.tmp, "cargo")
+	target := filepath.Join(b.Disk, "cargo")
 	if err := b.command("cargo", "build", "--release", "--quiet", "--offline", "--manifest-path", filepath.Join(crate, "Cargo.toml"), "--target-dir", target); err != nil {
-		b.add(line{what: what, note: "not measured: " + firstLine(err.Error())})
+		b.add(line{what: what, note: "not measured: " + frame.FirstLine(err.Error())})
 		return nil
 	}
 	m, err := b.main()
@@ -39,8 +41,8 @@ func (b *bench) interrupts() error {
 	if err := m.load(file, "tiny.gguf"); err != nil {
 		return err
 	}
-	defer os.Remove(m.out("tiny.gguf"))
-	out, err := exec.CommandContext(b.ctx, filepath.Join(target, "release/vector_boot"), "pingpong", m.of("tiny.gguf", ""), "1000").Output()
+	defer os.Remove(m.Out("tiny.gguf"))
+	out, err := exec.CommandContext(b.ctx, filepath.Join(target, "release/vector_boot"), "pingpong", m.Of("tiny.gguf", ""), "1000").Output()
 	if err != nil {
 		return fmt.Errorf("pingpong: %w", err)
 	}

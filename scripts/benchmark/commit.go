@@ -27,7 +27,7 @@ func (b *bench) commits() error {
 		return err
 	}
 	mib := max(min(b.size, 1<<30)>>20, 129) // below, the example has only the one tensor
-	out, err := exec.CommandContext(b.ctx, b.python, "examples/python/bench_commit.py", "--mount", m.dir,
+	out, err := exec.CommandContext(b.ctx, b.python, "examples/python/bench_commit.py", "--mount", m.Dir,
 		"--size-mib", strconv.FormatInt(mib, 10), "--rounds", strconv.Itoa(2*b.rounds)).Output()
 	var r struct{ Ways ways }
 	if err == nil {

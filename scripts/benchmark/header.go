@@ -50,12 +50,12 @@ func (b *bench) headerRows(m *mount, name string, g ggufview.Gen) error {
 	if err != nil {
 		return err
 	}
-	shm := filepath.Join(b.shm, "header.gguf")
+	shm := filepath.Join(b.Shm, "header.gguf")
 	if err := copyFile(file, shm); err != nil {
 		return err
 	}
 	defer os.Remove(shm)
-	defer os.Remove(m.out("header.gguf"))
+	defer os.Remove(m.Out("header.gguf"))
 	var event, layout []float64
 	ours := side{"last write to close() returned", func() ([]float64, error) {
 		c, l, err := m.closing(data)
@@ -80,7 +80,7 @@ func (b *bench) headerRows(m *mount, name string, g ggufview.Gen) error {
 
 // closing writes a model and gives the time of its close, and until its layout was read.
 func (m *mount) closing(data []byte) (closed, laidOut float64, err error) {
-	name := m.out("header.gguf")
+	name := m.Out("header.gguf")
 	if err := os.Remove(name); err != nil && !os.IsNotExist(err) {
 		return 0, 0, err
 	}
@@ -96,7 +96,7 @@ func (m *mount) closing(data []byte) (closed, laidOut float64, err error) {
 		return 0, 0, err
 	}
 	closed = time.Since(begin).Seconds()
-	l, err := os.Open(m.of("header.gguf", "layout.tsv"))
+	l, err := os.Open(m.Of("header.gguf", "layout.tsv"))
 	if err != nil {
 		return 0, 0, err
 	}
@@ -107,7 +107,7 @@ func (m *mount) closing(data []byte) (closed, laidOut float64, err error) {
 
 // loadSeconds is what the daemon says about the last load of a model.
 func (m *mount) loadSeconds(model string) (seconds float64, err error) {
-	f, err := os.Open(m.boot("events.log"))
+	f, err := os.Open(m.Boot("events.log"))
 	if err != nil {
 		return 0, err
 	}

@@ -19,7 +19,7 @@ func (b *bench) ingest(mounted func() (*mount, error)) error {
 	if err != nil {
 		return err
 	}
-	ours, theirs := m.out("fresh.gguf"), filepath.Join(b.shm, "fresh.gguf")
+	ours, theirs := m.Out("fresh.gguf"), filepath.Join(b.Shm, "fresh.gguf")
 	defer os.Remove(ours)
 	defer os.Remove(theirs)
 	// Each measurement makes a new file.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"vbootfs/scripts/frame"
 )
 
 // llama loads models with llama.cpp, a process for each measurement.
@@ -30,7 +32,7 @@ func (b *bench) llama() error {
 			return b.ctx.Err()
 		}
 		if err != nil {
-			b.add(line{what: "llama.cpp " + c.name, note: "not measured: " + firstLine(err.Error())})
+			b.add(line{what: "llama.cpp " + c.name, note: "not measured: " + frame.FirstLine(err.Error())})
 		}
 	}
 	return nil
@@ -38,7 +40,7 @@ func (b *bench) llama() error {
 
 func (b *bench) llamaRows(m *mount, name, file string) error {
 	base := filepath.Base(file)
-	shm := filepath.Join(b.shm, base)
+	shm := filepath.Join(b.Shm, base)
 	if err := m.load(file, base); err != nil {
 		return err
 	}
@@ -50,7 +52,7 @@ func (b *bench) llamaRows(m *mount, name, file string) error {
 	defer func() { _ = b.drop(m, base, "large.gguf") }()
 	for _, peer := range []struct{ where, file string }{{"/dev/shm", shm}, {"the page cache of ext4", file}} {
 		err := b.compare(pair{name: "llama.cpp, " + name + ", load and first token", goal: 1, rounds: 3,
-			ours:   side{"output/", b.llamaLoad(m.out(base))},
+			ours:   side{"output/", b.llamaLoad(m.Out(base))},
 			theirs: side{"from " + peer.where, b.llamaLoad(peer.file)}})
 		if err != nil {
 			return err
@@ -64,7 +66,7 @@ func (b *bench) drop(m *mount, name, keep string) error {
 	if name == keep {
 		return nil
 	}
-	return errors.Join(os.Remove(m.out(name)), os.Remove(filepath.Join(b.shm, name)))
+	return errors.Join(os.Remove(m.Out(name)), os.Remove(filepath.Join(b.Shm, name)))
 }
 
 // llamaLoad is the seconds from the call until there is a token.

@@ -18,12 +18,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"regexp"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"vbootfs/scripts/frame"
 )
 
 type group struct {
@@ -66,13 +65,7 @@ func main() {
 		}
 		return
 	}
-	switch err := run(); {
-	case errors.Is(err, context.Canceled):
-		os.Exit(130) // interrupted
-	case err != nil:
-		fmt.Fprintf(os.Stderr, "benchmark: %v\n", err)
-		os.Exit(1)
-	}
+	frame.Main("benchmark", run)
 }
 
 // children are the processes that this program starts of itself.
@@ -81,13 +74,11 @@ var children = map[string]func(args []string) error{
 	"child-minimal": childMinimal,
 }
 
-func run() (err error) {
+func run(ctx context.Context) (err error) {
 	o, err := parse()
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	defer stop()
 	b, err := newBench(ctx, o)
 	if err != nil {
 		return err
@@ -104,7 +95,7 @@ func run() (err error) {
 			return ctx.Err()
 		}
 		if err != nil { // the others can still be measured
-			b.add(line{what: g.name, note: "not measured: " + firstLine(err.Error())})
+			b.add(line{what: g.name, note: "not measured: " + frame.FirstLine(err.Error())})
 		}
 	}
 	if o.write {
@@ -154,9 +145,4 @@ func parseSize(s string) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("--size %q: want a number and K, M or G", s)
-}
-
-func firstLine(s string) string {
-	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
-	return s
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vbootfs/scripts/frame"
 )
 
 // mapping maps the whole file and touches it.
@@ -57,7 +59,7 @@ func (b *bench) four(ours, theirs string, size int64, through bool) error {
 		ours:   side{"model.gguf", b.together(4, ours, through, &pss[0])},
 		theirs: side{"the file in /dev/shm", b.together(4, theirs, false, &pss[1])}})
 	if err == nil {
-		per := func(n int64) string { return number(float64(n)/float64(size)) + " × the file" }
+		per := func(n int64) string { return frame.Number(float64(n)/float64(size)) + " × the file" }
 		b.report("memory of 4 processes"+b.suffix(), "sum of Pss", per(pss[0]), "in /dev/shm: "+per(pss[1]))
 	}
 	return err

@@ -72,7 +72,7 @@ func childMinimal(args []string) error {
 // minimal mounts the peer and returns its directory; it ends when it is unmounted.
 func (b *bench) minimal(sizes ...int) (string, error) {
 	b.serial++
-	dir := filepath.Join(b.tmp, fmt.Sprintf("minimal%d", b.serial))
+	dir := filepath.Join(b.Disk, fmt.Sprintf("minimal%d", b.serial))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}

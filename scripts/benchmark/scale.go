@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vbootfs/ggufview"
+	"vbootfs/scripts/frame"
 )
 
 // scale shows how time and memory grow.
@@ -32,28 +33,28 @@ func (b *bench) manyModels() error {
 		if err != nil {
 			return err
 		}
-		before := m.rss()
+		before := m.RSS()
 		begin := time.Now()
 		for i := range c {
-			if err := errors.Join(copyFile(file, m.out(fmt.Sprintf("m%d.gguf", i))), b.ctx.Err()); err != nil {
+			if err := errors.Join(copyFile(file, m.Out(fmt.Sprintf("m%d.gguf", i))), b.ctx.Err()); err != nil {
 				return err
 			}
 		}
 		t := time.Since(begin).Seconds()
-		grown := m.rss() - before
+		grown := m.RSS() - before
 		list := time.Now()
-		if _, err := os.ReadDir(m.boot("models")); err != nil {
+		if _, err := os.ReadDir(m.Boot("models")); err != nil {
 			return err
 		}
 		listed := time.Since(list).Seconds()
 		n, took = append(n, float64(c)), append(took, t)
-		b.report(fmt.Sprintf("%s models", thousands(c)), "load each", secondsText(t/float64(c)),
-			fmt.Sprintf("daemon grew by %s, %s a model; ls models/ %s", bytesText(grown), bytesText(grown/int64(c)), secondsText(listed)))
-		if err := m.stop(); err != nil {
+		b.report(fmt.Sprintf("%s models", frame.Thousands(c)), "load each", secondsText(t/float64(c)),
+			fmt.Sprintf("daemon grew by %s, %s a model; ls models/ %s", frame.BytesText(grown), frame.BytesText(grown/int64(c)), secondsText(listed)))
+		if err := m.Stop(); err != nil {
 			return err
 		}
 	}
-	b.report("models", "time to load n grows as n to the", number(exponent(n, took)), "")
+	b.report("models", "time to load n grows as n to the", frame.Number(exponent(n, took)), "")
 	return nil
 }
 
@@ -70,7 +71,7 @@ func (b *bench) manyTensors() error {
 		if err != nil {
 			return err
 		}
-		before := m.rss()
+		before := m.RSS()
 		if err := m.load(file, name+".gguf"); err != nil {
 			return err
 		}
@@ -78,20 +79,20 @@ func (b *bench) manyTensors() error {
 		if err != nil {
 			return err
 		}
-		loaded := m.rss() - before
-		if _, err := os.ReadDir(m.of(name+".gguf", "tensors")); err != nil {
+		loaded := m.RSS() - before
+		if _, err := os.ReadDir(m.Of(name+".gguf", "tensors")); err != nil {
 			return err
 		}
-		if err := b.command("ls", "-lR", m.of(name+".gguf", "tensors")); err != nil {
+		if err := b.command("ls", "-lR", m.Of(name+".gguf", "tensors")); err != nil {
 			return err
 		}
-		walked := m.rss() - before
+		walked := m.RSS() - before
 		n, took = append(n, float64(c)), append(took, t)
-		b.report(fmt.Sprintf("%s tensors", thousands(c)), "load, in the daemon", secondsText(t),
-			fmt.Sprintf("daemon grew by %s, %s a tensor; %s a tensor after ls -lR", bytesText(loaded), bytesText(loaded/int64(c)), bytesText(walked/int64(c))))
+		b.report(fmt.Sprintf("%s tensors", frame.Thousands(c)), "load, in the daemon", secondsText(t),
+			fmt.Sprintf("daemon grew by %s, %s a tensor; %s a tensor after ls -lR", frame.BytesText(loaded), frame.BytesText(loaded/int64(c)), frame.BytesText(walked/int64(c))))
 	}
-	b.report("tensors", "time to load n grows as n to the", number(exponent(n, took)), "")
-	return m.stop()
+	b.report("tensors", "time to load n grows as n to the", frame.Number(exponent(n, took)), "")
+	return m.Stop()
 }
 
 // manyReaders reads the large model with 1 to 64 readers at once.
@@ -113,7 +114,7 @@ func (b *bench) manyReaders() error {
 			return err
 		}
 	}
-	text := filepath.Join(m.of("large.gguf", "generation"))
+	text := filepath.Join(m.Of("large.gguf", "generation"))
 	for _, k := range []int{1, 4, 16, 64} {
 		all, err := together(k, func() error {
 			for range 1000 / k {

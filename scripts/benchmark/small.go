@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vbootfs/ggufview"
+	"vbootfs/scripts/frame"
 )
 
 // small opens, reads to the end and closes small files.
@@ -25,16 +26,16 @@ func (b *bench) small() error {
 		if err != nil {
 			return err
 		}
-		defer os.Remove(m.out(name + ".gguf"))
+		defer os.Remove(m.Out(name + ".gguf"))
 	}
 	const self = "/proc/self/status"
 	files := []struct {
 		name, path, peer string // peer: kind of the minimal file
 	}{
-		{"generation", m.of("small-300.gguf", "generation"), "cached"},
-		{"layout.json, 300 tensors", m.of("small-300.gguf", "layout.json"), "cached"},
-		{"layout.json, 10,000 tensors", m.of("small-10000.gguf", "layout.json"), "cached"},
-		{"status", m.boot("status"), "direct"},
+		{"generation", m.Of("small-300.gguf", "generation"), "cached"},
+		{"layout.json, 300 tensors", m.Of("small-300.gguf", "layout.json"), "cached"},
+		{"layout.json, 10,000 tensors", m.Of("small-10000.gguf", "layout.json"), "cached"},
+		{"status", m.Boot("status"), "direct"},
 	}
 	var sizes []int
 	for _, f := range files {
@@ -66,7 +67,7 @@ func (b *bench) small() error {
 			return err
 		}
 	}
-	return unmount(dir)
+	return frame.Unmount(dir)
 }
 
 // opens measures a few hundred times.

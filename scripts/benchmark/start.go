@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"vbootfs/ggufview"
+	"vbootfs/scripts/frame"
 )
 
 // start measures beginnings: mounting, the first read of what is only on disk, listing.
@@ -23,7 +24,7 @@ func (b *bench) mounting() error {
 	if err != nil {
 		return err
 	}
-	src := filepath.Join(b.tmp, "source")
+	src := filepath.Join(b.Disk, "source")
 	if err := os.Mkdir(src, 0o755); err != nil {
 		return err
 	}
@@ -45,28 +46,28 @@ func (b *bench) mounting() error {
 				return nil, err
 			}
 			begin := time.Now()
-			err := m.start()
+			err := m.Start(b.ctx)
 			return []float64{time.Since(begin).Seconds()}, err
 		}
 	}
 	err = b.compare(pair{name: "mount of a SOURCE of 100 models",
-		ours:   side{"vbootfs SOURCE MNT", mounted(m.stop)},
+		ours:   side{"vbootfs SOURCE MNT", mounted(m.Stop)},
 		theirs: side{"gguf_init_from_file of each", func() ([]float64, error) { return b.ask("gguf_init", headers...) }}})
 	if err != nil {
 		return err
 	}
 	crash := func() error {
 		for i := range count { // all in memory
-			if _, err := os.ReadFile(m.of(fmt.Sprintf("m%d.gguf", i), "model.gguf")); err != nil {
+			if _, err := os.ReadFile(m.Of(fmt.Sprintf("m%d.gguf", i), "model.gguf")); err != nil {
 				return err
 			}
 		}
-		return m.kill()
+		return m.Kill()
 	}
 	err = b.compare(pair{name: "re-attach of 100 loaded models",
 		ours:   side{"vbootfs SOURCE MNT after kill -9", mounted(crash)},
-		theirs: side{"the same after umount", mounted(m.stop)}})
-	return errors.Join(err, m.stop())
+		theirs: side{"the same after umount", mounted(m.Stop)}})
+	return errors.Join(err, m.Stop())
 }
 
 // coldRead is the first read of a model that is only in SOURCE.
@@ -75,7 +76,7 @@ func (b *bench) coldRead() error {
 	if err != nil {
 		return err
 	}
-	src := filepath.Join(b.tmp, "cold")
+	src := filepath.Join(b.Disk, "cold")
 	if err := os.Mkdir(src, 0o755); err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func (b *bench) coldRead() error {
 	// Mounted anew each time, so that nothing is loaded.
 	again := func(disk bool, f func() error) func() ([]float64, error) {
 		return func() ([]float64, error) {
-			if err := errors.Join(m.stop(), m.start()); err != nil {
+			if err := errors.Join(m.Stop(), m.Start(b.ctx)); err != nil {
 				return nil, err
 			}
 			if disk {
@@ -110,10 +111,10 @@ func (b *bench) coldRead() error {
 		disk bool
 	}{{"in the page cache", false}, {"on disk", true}} {
 		err = errors.Join(err, b.compare(pair{name: "first read of a cold model, SOURCE " + c.name, bytes: st.Size(), rounds: 3,
-			ours:   side{"cat model.gguf", again(c.disk, b.shell(`cat "$1" >/dev/null`, m.of("large.gguf", "model.gguf")))},
+			ours:   side{"cat model.gguf", again(c.disk, b.shell(`cat "$1" >/dev/null`, m.Of("large.gguf", "model.gguf")))},
 			theirs: side{"cat of the file in SOURCE", again(c.disk, b.shell(`cat "$1" >/dev/null`, own))}}))
 	}
-	return errors.Join(err, m.stop(), os.RemoveAll(src))
+	return errors.Join(err, m.Stop(), os.RemoveAll(src))
 }
 
 // drop takes a file out of the page cache.
@@ -141,9 +142,9 @@ func (b *bench) listing() error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(m.out(name + ".gguf"))
+	defer os.Remove(m.Out(name + ".gguf"))
 	load := func() error {
-		if err := os.Remove(m.out(name + ".gguf")); err != nil && !os.IsNotExist(err) {
+		if err := os.Remove(m.Out(name + ".gguf")); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 		return m.load(file, name+".gguf")
@@ -151,7 +152,7 @@ func (b *bench) listing() error {
 	if err := load(); err != nil {
 		return err
 	}
-	ours, theirs := m.of(name+".gguf", "tensors"), filepath.Join(b.shm, "tree")
+	ours, theirs := m.Of(name+".gguf", "tensors"), filepath.Join(b.Shm, "tree")
 	if err := shape(ours, theirs); err != nil {
 		return err
 	}
@@ -163,7 +164,7 @@ func (b *bench) listing() error {
 		}
 		return timed(list(ours))()
 	}
-	what := fmt.Sprintf("ls -lR of %s tensors", thousands(count))
+	what := fmt.Sprintf("ls -lR of %s tensors", frame.Thousands(count))
 	return errors.Join(
 		b.compare(pair{name: what + ", first time", goal: 0.25, rounds: 3,
 			ours: side{"a new generation", fresh}, theirs: side{"the same tree on tmpfs", timed(list(theirs))}}),

@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"vbootfs/scripts/frame"
 )
 
 // line is a row of the table.
@@ -31,10 +28,10 @@ const tableHead = `| | row | vbootfs | peer | times as fast | goal | |
 func (l line) String() string {
 	verdict, ratio, goal := "", "", ""
 	if l.ratio > 0 {
-		ratio = number(l.ratio)
+		ratio = frame.Number(l.ratio)
 	}
 	if l.goal > 0 {
-		goal, verdict = number(l.goal), "met"
+		goal, verdict = frame.Number(l.goal), "met"
 		if l.ratio < l.goal {
 			verdict = "**missed**"
 		}
@@ -45,8 +42,8 @@ func (l line) String() string {
 	if l.note != "" {
 		verdict = strings.TrimPrefix(verdict+"; "+l.note, "; ")
 	}
-	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s |\n", l.group, cell(l.what), cell(value(l.ours, l.oursValue)),
-		cell(value(l.theirs, l.theirsValue)), ratio, goal, cell(verdict))
+	return fmt.Sprintf("| %d | %s | %s | %s | %s | %s | %s |\n", l.group, frame.Cell(l.what), frame.Cell(value(l.ours, l.oursValue)),
+		frame.Cell(value(l.theirs, l.theirsValue)), ratio, goal, frame.Cell(verdict))
 }
 
 func value(what, v string) string {
@@ -55,8 +52,6 @@ func value(what, v string) string {
 	}
 	return what + ": " + v
 }
-
-func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }
 
 func (b *bench) printHead() {
 	fmt.Print(b.machine(), "\n", tableHead)
@@ -70,57 +65,24 @@ func (b *bench) add(l line) {
 
 // machine says what was measured where.
 func (b *bench) machine() string {
-	var u unix.Utsname
-	_ = unix.Uname(&u) // empty then
 	load, _ := os.ReadFile("/proc/loadavg")
 	load1, _, _ := strings.Cut(string(load), " ")
-	return fmt.Sprintf("%s, %d CPUs (%s), %s of memory, %s; large model %s, %d rounds; load when it began: %s.\n",
-		"Linux "+unix.ByteSliceToString(u.Release[:]), runtime.NumCPU(), cpuName(), bytesText(meminfo("MemTotal")), runtime.Version(),
-		bytesText(b.size), b.rounds, load1)
+	return fmt.Sprintf("%s; large model %s, %d rounds; load when it began: %s.\n", frame.Machine(), frame.BytesText(b.size), b.rounds, load1)
 }
 
-func cpuName() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	for l := range strings.Lines(string(text)) {
-		if k, v, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
-		}
-	}
-	return runtime.GOARCH
-}
-
-// The table stands between these lines; all else in the page is written by hand.
-const (
-	tableBegin = "<!-- scripts/bench --write: begin -->\n"
-	tableEnd   = "<!-- scripts/bench --write: end -->\n"
-)
-
-func (b *bench) writeTable(name string) error {
-	page, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	before, rest, ok := bytes.Cut(page, []byte(tableBegin))
-	_, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
-	if !ok || !ok2 {
-		return fmt.Errorf("%s: the lines %q and %q are not there", name, tableBegin, tableEnd)
-	}
-	var out bytes.Buffer
-	out.Write(before)
-	out.WriteString(tableBegin + b.machine() + "\n" + tableHead)
+func (b *bench) writeTable(page string) error {
+	text := b.machine() + "\n" + tableHead
 	for _, l := range b.lines {
-		out.WriteString(l.String())
+		text += l.String()
 	}
-	out.WriteString(tableEnd)
-	out.Write(after)
-	return os.WriteFile(name, out.Bytes(), 0o644)
+	return frame.WritePart(page, "<!-- scripts/bench --write: begin -->", "<!-- scripts/bench --write: end -->", text)
 }
 
 // text is the median of measurements and how far they spread.
 func (p pair) text(all []float64) string {
 	show := secondsText
 	if p.bytes > 0 {
-		show = func(s float64) string { return number(float64(p.bytes)/s/1e9) + " GB/s" }
+		show = func(s float64) string { return frame.Number(float64(p.bytes)/s/1e9) + " GB/s" }
 	}
 	if p.p99 {
 		return fmt.Sprintf("%s (p99 %s)", show(median(all)), show(quantile(all, 0.99)))
@@ -128,7 +90,7 @@ func (p pair) text(all []float64) string {
 	lo, hi := slices.Min(all), slices.Max(all)
 	if p.bytes > 0 {
 		lo, hi = hi, lo
-		return fmt.Sprintf("%s (%s–%s)", show(median(all)), number(float64(p.bytes)/lo/1e9), number(float64(p.bytes)/hi/1e9))
+		return fmt.Sprintf("%s (%s–%s)", show(median(all)), frame.Number(float64(p.bytes)/lo/1e9), frame.Number(float64(p.bytes)/hi/1e9))
 	}
 	return fmt.Sprintf("%s (%s–%s)", show(median(all)), show(lo), show(hi))
 }
@@ -152,40 +114,11 @@ func quantile(all []float64, q float64) float64 {
 func secondsText(s float64) string {
 	switch {
 	case s < 1e-3:
-		return number(s*1e6) + " µs"
+		return frame.Number(s*1e6) + " µs"
 	case s < 1:
-		return number(s*1e3) + " ms"
+		return frame.Number(s*1e3) + " ms"
 	}
-	return number(s) + " s"
-}
-
-// number shows three digits.
-func number(x float64) string {
-	switch {
-	case x >= 100:
-		return fmt.Sprintf("%.0f", x)
-	case x >= 10:
-		return fmt.Sprintf("%.1f", x)
-	}
-	return fmt.Sprintf("%.2f", x)
-}
-
-// thousands writes 10000 as 10,000.
-func thousands(n int) string {
-	if n < 1000 {
-		return strconv.Itoa(n)
-	}
-	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
-}
-
-func bytesText(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return number(float64(n)/(1<<30)) + " GiB"
-	case n >= 1<<20:
-		return number(float64(n)/(1<<20)) + " MiB"
-	}
-	return number(float64(n)/(1<<10)) + " KiB"
+	return frame.Number(s) + " s"
 }
 
 // exponent fits t = c·n^e.

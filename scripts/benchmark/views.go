@@ -54,7 +54,7 @@ func (b *bench) viewRows(m, d *mount, kind ggufview.Type, values int64, function
 	if err != nil {
 		return err
 	}
-	defer os.Remove(m.out(t.model))
+	defer os.Remove(m.Out(t.model))
 	f32 := filepath.Join(t.dir, "f32")
 	st, err := os.Stat(f32)
 	if err != nil {
@@ -100,7 +100,7 @@ func (b *bench) tensor(m *mount, kind ggufview.Type, values int64) (tensorFile, 
 	if err := m.load(t.file, t.model); err != nil {
 		return t, err
 	}
-	text, err := os.ReadFile(m.of(t.model, "layout.tsv"))
+	text, err := os.ReadFile(m.Of(t.model, "layout.tsv"))
 	if err != nil {
 		return t, err
 	}
@@ -113,13 +113,13 @@ func (b *bench) tensor(m *mount, kind ggufview.Type, values int64) (tensorFile, 
 	if t.nbytes == 0 {
 		return t, fmt.Errorf("%s has no tensors", t.model)
 	}
-	t.dir = m.of(t.model, filepath.Join("tensors", t.name))
+	t.dir = m.Of(t.model, filepath.Join("tensors", t.name))
 	return t, nil
 }
 
 // plain is a file that is no model.
 func (m *mount) plain(name string, size int64) (string, error) {
-	f, err := os.Create(m.out(name))
+	f, err := os.Create(m.Out(name))
 	if err != nil {
 		return "", err
 	}

@@ -30,6 +30,9 @@ func (m *Mount) Out(p string) string { return filepath.Join(m.Dir, "geometry_os_
 // Boot is a path below vector_boot.
 func (m *Mount) Boot(p string) string { return filepath.Join(m.Dir, "vector_boot", p) }
 
+// Of is a file of a model.
+func (m *Mount) Of(p, file string) string { return filepath.Join(m.Boot("models"), p, file) }
+
 // Start mounts; when it returns, the mount answers.
 func (m *Mount) Start(ctx context.Context) error {
 	return Command(ctx, m.Binary, m.Source, m.Dir, "-o", strings.Join(m.Opts, ","))
@@ -38,7 +41,7 @@ func (m *Mount) Start(ctx context.Context) error {
 // Stop unmounts and waits for the daemon.
 func (m *Mount) Stop() error {
 	pid := m.PID()
-	if err := unmount(m.Dir); err != nil {
+	if err := Unmount(m.Dir); err != nil {
 		return fmt.Errorf("umount %s: %w", m.Dir, err)
 	}
 	return waitPid(pid)
@@ -121,7 +124,8 @@ func mountsBelow(dir string) (found []string) {
 	return found
 }
 
-func unmount(dir string) error {
+// Unmount unmounts what nobody uses.
+func Unmount(dir string) error {
 	if os.Geteuid() != 0 {
 		return exec.Command("fusermount3", "-u", dir).Run()
 	}
@@ -160,7 +164,7 @@ func (d Dirs) Remove() error { return errors.Join(clear(d.Disk), clear(d.Shm)) }
 
 func clear(dir string) error {
 	for _, m := range mountsBelow(dir) {
-		_ = unmount(m) // what is busy is detached below
+		_ = Unmount(m) // what is busy is detached below
 	}
 	for _, pid := range daemons(dir) {
 		_ = unix.Kill(pid, unix.SIGKILL)

@@ -62,7 +62,7 @@ func (s *soak) verify(n *name) error {
 		return fmt.Errorf("output/%s is %q, want %q or %q", n.p, have, n.want, n.maybe)
 	}
 	n.want, n.maybe = have, nil
-	told, err := os.ReadFile(s.m.Boot("models/" + n.p + "/sha256"))
+	told, err := os.ReadFile(s.m.Of(n.p, "sha256"))
 	switch text := strings.TrimSpace(string(told)); {
 	case have == "" && errors.Is(err, os.ErrNotExist):
 		return nil
@@ -71,7 +71,7 @@ func (s *soak) verify(n *name) error {
 	case text != have:
 		return fmt.Errorf("models/%s/sha256 is %q, want %q", n.p, text, have)
 	}
-	if sum, err := sumOf(s.m.Boot("models/" + n.p + "/model.gguf")); err != nil || sum != have {
+	if sum, err := sumOf(s.m.Of(n.p, "model.gguf")); err != nil || sum != have {
 		return fmt.Errorf("models/%s/model.gguf is %q, want %q: %w", n.p, sum, have, err)
 	}
 	return nil

@@ -279,7 +279,7 @@ func (s *soak) plan(r *rand.Rand, a *name) (t tensor, data []byte, sum string, e
 	var layout struct {
 		Tensors []tensor `json:"tensors"`
 	}
-	text, err := os.ReadFile(s.m.Boot("models/" + a.p + "/layout.json"))
+	text, err := os.ReadFile(s.m.Of(a.p, "layout.json"))
 	if err == nil {
 		err = json.Unmarshal(text, &layout)
 	}
@@ -315,7 +315,7 @@ func (s *soak) patch(r *rand.Rand, a, _ *name) error {
 		return err
 	}
 	return s.change(a, sum, func() error {
-		return os.WriteFile(s.m.Boot("models/"+a.p+"/tensors/"+t.Name+"/data"), data, 0)
+		return os.WriteFile(s.m.Of(a.p, "tensors/"+t.Name+"/data"), data, 0)
 	})
 }
 
@@ -347,7 +347,7 @@ func (s *soak) evict(_ *rand.Rand, a, _ *name) error {
 	if a.want == "" {
 		return nil
 	}
-	err := os.WriteFile(s.m.Boot("models/"+a.p+"/ctl"), []byte("evict\n"), 0)
+	err := os.WriteFile(s.m.Of(a.p, "ctl"), []byte("evict\n"), 0)
 	if errors.Is(err, unix.EBUSY) {
 		return nil // something reads it
 	}
