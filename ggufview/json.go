@@ -1,9 +1,6 @@
 package ggufview
 
-import (
-	"strconv"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // jsonText builds JSON, or only measures it, so that the length and the text
 // of a value come from the same code.
@@ -133,22 +130,35 @@ var escapes = func() (e [utf8.RuneSelf]string) {
 //
 // Keys that differ only in bytes that are not UTF-8 look the same here.
 func (f *File) AppendMetadataJSON(dst []byte) []byte {
-	j := jsonText{dst: append(dst, '{')}
+	j := jsonText{dst: dst}
+	j.metadata(f)
+	return j.dst
+}
+
+// MetadataJSONLen is the number of bytes that AppendMetadataJSON appends, found
+// without storing them.
+func (f *File) MetadataJSONLen() int64 {
+	j := jsonText{measure: true}
+	j.metadata(f)
+	return j.n
+}
+
+func (j *jsonText) metadata(f *File) {
+	j.raw("{")
 	for i := range f.KVs {
 		kv := &f.KVs[i]
 		j.line(i)
 		j.text([]byte(kv.Key))
 		j.raw(`:{"type":"` + kv.Type.String() + `"`)
 		if kv.Type == ValueArray {
-			j.raw(`,"array_type":"` + kv.Elem.String() + `","count":`)
-			j.dst = strconv.AppendInt(j.dst, kv.Count, 10)
+			j.raw(`,"array_type":"` + kv.Elem.String() + `"`)
+			j.int(`,"count":`, kv.Count)
 		}
 		j.raw(`,"value":`)
 		j.value(f, kv)
 		j.raw("}")
 	}
 	j.raw("\n}\n")
-	return j.dst
 }
 
 // line begins row i of an array or object.

@@ -15,6 +15,16 @@ func (f *File) AppendTensorsJSON(dst []byte) []byte {
 	return j.dst
 }
 
+// TensorsJSON is a view of what AppendTensorsJSON appends, between head and tail.
+func (f *File) TensorsJSON(head, tail string) View {
+	return newLines(head+"[", "\n]"+tail, f.NumTensors(), func(dst []byte, i int) []byte {
+		j, t := jsonText{dst: dst}, f.TensorAt(i)
+		j.line(i)
+		f.appendTensorJSON(&j, &t)
+		return j.dst
+	})
+}
+
 // AppendTensorJSON appends one element of the array "tensors" of layout.json.
 func (f *File) AppendTensorJSON(dst []byte, t *Tensor) []byte {
 	j := jsonText{dst: dst}
@@ -47,7 +57,8 @@ func (f *File) appendTensorJSON(j *jsonText, t *Tensor) {
 // int writes what comes before a number, and the number.
 func (j *jsonText) int(before string, n int64) {
 	j.raw(before)
-	j.dst = strconv.AppendInt(j.dst, n, 10)
+	var digits [20]byte
+	j.bytes(strconv.AppendInt(digits[:0], n, 10))
 }
 
 // appendShape writes the dimensions in NumPy's order.
@@ -79,15 +90,29 @@ func (f *File) numpyJSON(t Type) string {
 // shape in NumPy's order (64x64, empty for a scalar), absolute offset, bytes.
 // In names, tab, newline and backslash are written \t, \n and \\.
 func (f *File) AppendLayoutTSV(dst []byte) []byte {
-	dst = append(dst, "name\ttype\tshape\toffset\tnbytes\n"...)
+	dst = append(dst, tsvHead...)
 	for _, t := range f.Tensors() {
-		dst = append(appendTSV(dst, t.Name), '\t')
-		dst = append(append(dst, t.Type.String()...), '\t')
-		dst = append(t.appendShape(dst, 'x'), '\t')
-		dst = append(strconv.AppendInt(dst, t.Offset, 10), '\t')
-		dst = append(strconv.AppendInt(dst, t.Bytes, 10), '\n')
+		dst = t.appendTSV(dst)
 	}
 	return dst
+}
+
+// LayoutTSV is a view of what AppendLayoutTSV appends.
+func (f *File) LayoutTSV() View {
+	return newLines(tsvHead, "", f.NumTensors(), func(dst []byte, i int) []byte {
+		t := f.TensorAt(i)
+		return t.appendTSV(dst)
+	})
+}
+
+const tsvHead = "name\ttype\tshape\toffset\tnbytes\n"
+
+func (t *Tensor) appendTSV(dst []byte) []byte {
+	dst = append(appendTSV(dst, t.Name), '\t')
+	dst = append(append(dst, t.Type.String()...), '\t')
+	dst = append(t.appendShape(dst, 'x'), '\t')
+	dst = append(strconv.AppendInt(dst, t.Offset, 10), '\t')
+	return append(strconv.AppendInt(dst, t.Bytes, 10), '\n')
 }
 
 func appendTSV(dst []byte, s string) []byte {

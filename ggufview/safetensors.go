@@ -1,8 +1,10 @@
 package ggufview
 
 import (
-	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 )
 
 // A safetensors file is
@@ -20,9 +22,9 @@ var safetensorsTypes = map[Type]string{
 
 // stEntry is a tensor's value in the JSON header.
 type stEntry struct {
-	Dtype   string   `json:"dtype"`
-	Shape   []int64  `json:"shape"`
-	Offsets [2]int64 `json:"data_offsets"`
+	Dtype   string
+	Shape   []int64
+	Offsets [2]int64
 }
 
 // Safetensors is a whole model as a safetensors file: meta as __metadata__ and
@@ -36,13 +38,12 @@ func Safetensors(meta map[string]string, tensors []TensorDesc, raw func(i int) V
 	if quantAs != F32 && quantAs != BF16 {
 		return nil, fmt.Errorf("safetensors: quantised tensors as %v, want F32 or BF16", quantAs)
 	}
-	h := stHeader{seen: map[string]bool{}}
+	h := stHeader{jsonText{dst: []byte("{")}, make(map[string]bool, len(tensors)+1)}
+	h.seen["__metadata__"] = true
 	if len(meta) > 0 {
-		if err := h.add("__metadata__", meta); err != nil {
-			return nil, err
-		}
+		h.raw(`"__metadata__":`)
+		h.meta(meta)
 	}
-	h.seen[`"__metadata__"`] = true
 	parts := make([]View, 1, len(tensors)+1) // the header comes first, when it is complete
 	var off int64
 	for i := range tensors {
@@ -52,9 +53,10 @@ func Safetensors(meta map[string]string, tensors []TensorDesc, raw func(i int) V
 		}
 		entry.Offsets = [2]int64{off, off + body.Size()}
 		off = entry.Offsets[1]
-		if err := h.add(tensors[i].Name, entry); err != nil {
+		if err := h.add(tensors[i].Name); err != nil {
 			return nil, err
 		}
+		h.tensor(entry)
 		parts = append(parts, body)
 	}
 	parts[0] = Bytes(h.bytes())
@@ -84,38 +86,54 @@ func stTensor(d *TensorDesc, raw View, quantAs Type) (stEntry, View, error) {
 
 // stHeader writes the JSON object in order, which a map would not keep.
 type stHeader struct {
-	json []byte
-	seen map[string]bool // keys as JSON: two names may differ only in bad bytes
+	jsonText
+	seen map[string]bool // of all names, as they are shown: two may differ only in bad bytes
 }
 
-func (h *stHeader) add(name string, value any) error {
-	k, err := json.Marshal(name)
-	if err != nil {
-		return fmt.Errorf("safetensors: %w", err)
-	}
-	if h.seen[string(k)] {
+// add begins an entry.
+func (h *stHeader) add(name string) error {
+	name = strings.ToValidUTF8(name, "\ufffd")
+	if h.seen[name] {
 		return fmt.Errorf("safetensors: the name %q is taken", name)
 	}
-	h.seen[string(k)] = true
-	v, err := json.Marshal(value)
-	if err != nil {
-		return fmt.Errorf("safetensors: %w", err)
+	h.seen[name] = true
+	if len(h.dst) > 1 {
+		h.raw(",")
 	}
-	lead := byte(',')
-	if len(h.json) == 0 {
-		lead = '{'
-	}
-	h.json = append(append(append(append(h.json, lead), k...), ':'), v...)
+	h.text([]byte(name))
+	h.raw(":")
 	return nil
+}
+
+func (h *stHeader) tensor(e stEntry) {
+	h.raw(`{"dtype":"` + e.Dtype + `","shape":[`)
+	for i, n := range e.Shape {
+		if i > 0 {
+			h.raw(",")
+		}
+		h.int("", n)
+	}
+	h.int(`],"data_offsets":[`, e.Offsets[0])
+	h.int(",", e.Offsets[1])
+	h.raw("]}")
+}
+
+// meta writes the strings by name.
+func (h *stHeader) meta(values map[string]string) {
+	for i, k := range slices.Sorted(maps.Keys(values)) {
+		if h.raw("{"); i > 0 {
+			h.dst[len(h.dst)-1] = ','
+		}
+		h.text([]byte(k))
+		h.raw(":")
+		h.text([]byte(values[k]))
+	}
+	h.raw("}")
 }
 
 // bytes is the finished header with its length, padded so that values start at a multiple of eight.
 func (h *stHeader) bytes() []byte {
-	text := h.json
-	if len(text) == 0 {
-		text = []byte{'{'}
-	}
-	text = append(text, '}')
+	text := append(h.dst, '}')
 	text = append(text, "       "[:(8-len(text)%8)%8]...)
 	return append(le.AppendUint64(nil, uint64(len(text))), text...)
 }

@@ -8,8 +8,15 @@ import (
 	"testing"
 )
 
+// stRead is a tensor's value in the JSON header.
+type stRead struct {
+	Dtype   string   `json:"dtype"`
+	Shape   []int64  `json:"shape"`
+	Offsets [2]int64 `json:"data_offsets"`
+}
+
 // parseSafetensors checks what every reader checks and returns the header and the values.
-func parseSafetensors(t *testing.T, v View) (map[string]stEntry, map[string]string, []byte) {
+func parseSafetensors(t *testing.T, v View) (map[string]stRead, map[string]string, []byte) {
 	t.Helper()
 	b := readAll(t, v)
 	n := binary.LittleEndian.Uint64(b)
@@ -18,9 +25,9 @@ func parseSafetensors(t *testing.T, v View) (map[string]stEntry, map[string]stri
 		t.Fatalf("header of %d bytes: %v", n, err)
 	}
 	var meta map[string]string
-	tensors := map[string]stEntry{}
+	tensors := map[string]stRead{}
 	for name, text := range raw {
-		var e stEntry
+		var e stRead
 		var err error
 		if name == "__metadata__" {
 			err = json.Unmarshal(text, &meta)

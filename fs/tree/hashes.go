@@ -49,18 +49,28 @@ const manifestFile = "model.gguf"
 // inLine keeps a tensor's name on its line.
 var inLine = strings.NewReplacer("\n", "%0A", "\r", "%0D", "\x00", "%00")
 
-type manifestHashes struct{} // key of Generation.Once
+// Keys of Generation.Once.
+type (
+	manifestHashes struct{}
+	manifestSize   struct{}
+)
 
 // dataManifest is what `llama-gguf-hash --xxh64 --sha256 model.gguf` prints: two
 // lines per tensor and two for the data of all tensors one after the other.
 func dataManifest(at At) (ggufview.View, error) {
-	var size int64
-	subjects := manifestSubjects(at.Gen.Info)
-	for _, s := range subjects {
-		size += int64(len(manifestLines(s, make([]byte, 8), make([]byte, sha256.Size))))
+	size, err := at.Gen.Once(manifestSize{}, func() (any, error) {
+		each := len(manifestLines("", make([]byte, 8), make([]byte, sha256.Size)))
+		size := each + 2*len(manifestFile) // the whole
+		for _, t := range at.Gen.Info.Tensors() {
+			size += each + 2*len(manifestSubject(t.Name))
+		}
+		return int64(size), nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	return newKept(at.Gen, manifestHashes{}, size, func(ctx context.Context) (ggufview.View, error) {
-		b, err := manifest(ctx, at, subjects)
+	return newKept(at.Gen, manifestHashes{}, size.(int64), func(ctx context.Context) (ggufview.View, error) {
+		b, err := manifest(ctx, at, manifestSubjects(at.Gen.Info))
 		return ggufview.Bytes(b), err
 	}), nil
 }
@@ -69,10 +79,12 @@ func dataManifest(at At) (ggufview.View, error) {
 func manifestSubjects(f *ggufview.File) []string {
 	var out []string
 	for _, t := range f.Tensors() {
-		out = append(out, manifestFile+":"+inLine.Replace(t.Name))
+		out = append(out, manifestSubject(t.Name))
 	}
 	return append(out, manifestFile)
 }
+
+func manifestSubject(tensor string) string { return manifestFile + ":" + inLine.Replace(tensor) }
 
 func manifestLines(subject string, xxh, sha []byte) string {
 	return fmt.Sprintf("xxh64     %x  %s\nsha256    %x  %s\n", xxh, subject, sha, subject)

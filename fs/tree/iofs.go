@@ -76,7 +76,7 @@ func openFile(e Entry, name string) (fs.File, error) {
 		e.Close()
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	return &file{e: e, a: a, r: io.NewSectionReader(v, 0, v.Size())}, nil
+	return &file{e: e, a: a, v: v, r: io.NewSectionReader(v, 0, v.Size())}, nil
 }
 
 // Stat describes a name, following links.
@@ -116,6 +116,7 @@ func (f FS) ReadLink(name string) (string, error) {
 type file struct {
 	e      Entry
 	a      Attr
+	v      ggufview.View // nil of a directory
 	r      *io.SectionReader
 	closed bool
 }
@@ -123,6 +124,9 @@ type file struct {
 // Close lets the entry go; a second one does nothing.
 func (f *file) Close() error {
 	if !f.closed {
+		if c, ok := f.v.(interface{ Close() }); ok {
+			c.Close()
+		}
 		f.e.Close()
 		f.closed = true
 	}

@@ -25,8 +25,8 @@ var runtimeRows = []*Row{
 	{Name: "events", Mode: 0o444, Stream: openEvents, Live: true, Quiet: true, Doc: "the same as a stream (ls does not list it)"},
 	{Name: "ctl", Mode: 0o644, Show: showUsage, Do: doRuntime, Live: true, Doc: "commands, one a write; cat it for the list"},
 	{Name: "active", Mode: 0o777, Link: linkActive, Live: true, Doc: "the model that the two files below speak of"},
-	{Name: "layout.json", Mode: 0o444, Show: activeText(showLayout), Live: true},
-	{Name: "layout.tsv", Mode: 0o444, Show: activeText(showTSV), Live: true, Doc: "where the tensors of the active model lie"},
+	{Name: "layout.json", Mode: 0o444, Data: ofActive(dataLayout), Live: true},
+	{Name: "layout.tsv", Mode: 0o444, Data: ofActive(dataTSV), Live: true, Doc: "where the tensors of the active model lie"},
 	modelsRow,
 }
 
@@ -51,9 +51,9 @@ var modelRow = &Row{Mode: 0o555, Rows: []*Row{
 		Doc: "the same, quantised tensors as BF16"},
 	{Name: "sha256", Mode: 0o444, Data: dataSHA256, Gen: true, Bytes: true, Slow: true},
 	{Name: "hashes.manifest", Mode: 0o444, Data: dataManifest, Gen: true, Bytes: true, Slow: true, Doc: "of the file; of tensors, for llama-gguf-hash"},
-	{Name: "layout.json", Mode: 0o444, Show: showLayout, Gen: true, Keep: true},
-	{Name: "layout.tsv", Mode: 0o444, Show: showTSV, Gen: true, Keep: true, Doc: "where every tensor lies"},
-	{Name: "metadata.json", Mode: 0o444, Show: showMetadata, Gen: true, Keep: true, Doc: "every key with its type"},
+	{Name: "layout.json", Mode: 0o444, Data: dataLayout, Gen: true},
+	{Name: "layout.tsv", Mode: 0o444, Data: dataTSV, Gen: true, Doc: "where every tensor lies"},
+	{Name: "metadata.json", Mode: 0o444, Data: dataMetadata, Gen: true, Doc: "every key with its type"},
 	{Name: "metadata", Mode: 0o555, Find: findKey, List: listKeys, Gen: true, Doc: "a file per key: string, number or JSON array"},
 	{Name: "control", Mode: 0o666, Page: true, Gen: true, Only: inOneFile, Doc: "4096 shared bytes: sequence, generation, doorbell"},
 	{Name: "wait", Mode: 0o444, Stream: openWait, Live: true, Quiet: true, Only: inOneFile, Doc: "read() waits for a new generation (not listed)"},

@@ -10,7 +10,7 @@ import (
 
 // keepBelow is the size in bytes up to which a rendered text stays in memory. A
 // larger one is kept by the kernel's page cache as long as there is room.
-const keepBelow = 4 << 10
+const keepBelow = 64 << 10
 
 // rendered is a text of a generation as a view. Its size is known from the first
 // rendering on; a long text lives only as long as the view.

@@ -49,7 +49,19 @@ func valueType(kv *ggufview.KV) string {
 
 func keyXattrs(at At) []Xattr { return []Xattr{{"user.gguf.type", valueType(at.KV)}} }
 
-func showMetadata(at At) ([]byte, error) { return at.Gen.Info.AppendMetadataJSON(nil), nil }
+type metadataSize struct{} // key of Generation.Once
+
+// dataMetadata is metadata.json, which exists only while somebody reads it.
+func dataMetadata(at At) (ggufview.View, error) {
+	f := at.Gen.Info
+	size, err := at.Gen.Once(metadataSize{}, func() (any, error) { return f.MetadataJSONLen(), nil })
+	if err != nil {
+		return nil, err
+	}
+	return newLazy(at.Gen, size.(int64), func(context.Context) (ggufview.View, error) {
+		return ggufview.Bytes(f.AppendMetadataJSON(make([]byte, 0, size.(int64)))), nil
+	}), nil
+}
 
 func showSummary(at At) ([]byte, error) { return at.Gen.Info.AppendSummary(nil), nil }
 

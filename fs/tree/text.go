@@ -3,7 +3,6 @@ package tree
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -138,19 +137,6 @@ func dataEvents(at At) (ggufview.View, error) { return at.RT.Events, nil }
 // linkActive is where active points; while nothing is loaded it dangles.
 func linkActive(at At) (string, error) { return path.Join("models", at.RT.Active()), nil }
 
-// activeText shows a text of the active model.
-func activeText(show func(At) ([]byte, error)) func(At) ([]byte, error) {
-	return func(at At) ([]byte, error) {
-		at.Path = at.RT.Active()
-		at.Gen = at.RT.Acquire(at.Path)
-		if at.Gen == nil {
-			return []byte{}, nil
-		}
-		defer at.Gen.Release()
-		return show(at)
-	}
-}
-
 // info is the model's record; it is gone when the model went away meanwhile.
 func (at At) info() (vectorboot.Info, error) {
 	i, ok := at.RT.Info(at.Path)
@@ -184,49 +170,6 @@ func showProgress(at At) ([]byte, error) {
 
 func showGeneration(at At) ([]byte, error) {
 	return fmt.Appendln(nil, at.Gen.N), nil
-}
-
-func showTSV(at At) ([]byte, error) { return at.Gen.Info.AppendLayoutTSV(nil), nil }
-
-// showLayout is layout.json: see docs/INTERFACE.md for the fields.
-func showLayout(at At) ([]byte, error) {
-	g, f := at.Gen, at.Gen.Info
-	order := "little"
-	if f.BigEndian {
-		order = "big"
-	}
-	head, err := json.Marshal(struct {
-		ABI        int     `json:"abi"`
-		Model      string  `json:"model"`
-		Generation uint64  `json:"generation"`
-		Version    uint32  `json:"gguf_version"`
-		Order      string  `json:"byte_order"`
-		Alignment  int64   `json:"alignment"`
-		Arch       string  `json:"architecture"`
-		FileBytes  int64   `json:"file_bytes"`
-		DataOffset int64   `json:"data_offset"`
-		Segment    segment `json:"segment"`
-	}{1, g.Path, g.N, f.Version, order, f.Alignment, f.Architecture(), f.Size, f.DataOffset,
-		segment{Path: segmentPath(at), Bytes: f.Size}})
-	if err != nil {
-		return nil, err
-	}
-	b := append(bytes.TrimSuffix(head, []byte("}")), ",\n\"tensors\":"...)
-	return append(bytes.TrimSpace(f.AppendTensorsJSON(b)), "}\n"...), nil
-}
-
-type segment struct {
-	Path  *string `json:"path"`     // null: there is no one file that has all the bytes
-	Name  *string `json:"shm_name"` // for shm_open(3); null: the segment is not directly in /dev/shm
-	Bytes int64   `json:"bytes"`
-}
-
-func segmentPath(at At) *string {
-	if at.Gen.Seg == nil {
-		return nil
-	}
-	p := path.Join(at.RT.Store().Root, "live", at.Gen.Path)
-	return &p
 }
 
 // Usage and execution of commands: one table each for the runtime and a model.
