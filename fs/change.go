@@ -102,7 +102,7 @@ func (f *FS) flushRow(h *handle) fuse.Status {
 	}
 	err := h.row.edit.Flush()
 	if err != nil {
-		f.log.WithField("file", h.n.ent.ID).WithError(err).Warn("change refused")
+		f.log.WithField("file", h.n.ent.ID).WithField("error", brief(err)).Warn("change refused")
 	}
 	return status(err)
 }

@@ -88,10 +88,21 @@ func (f *FS) command(c *call, h *handle, data []byte) fuse.Status {
 	h.row.mu.Lock()
 	defer h.row.mu.Unlock()
 	if err != nil {
-		h.row.view = ggufview.Bytes([]byte(err.Error() + "\n"))
-		f.log.WithField("file", h.n.ent.ID).WithError(err).Warn("command failed")
+		h.row.view = ggufview.Bytes([]byte(brief(err) + "\n"))
+		f.log.WithField("file", h.n.ent.ID).WithField("error", brief(err)).Warn("command failed")
 	}
 	return status(err)
+}
+
+// brief is the text of an error, or its beginning when somebody wrote so much that
+// the text repeats.
+func brief(err error) string {
+	const enough = 1000
+	text := err.Error()
+	if len(text) > enough {
+		text = text[:enough] + "..."
+	}
+	return text
 }
 
 // dirRead is an open directory of rows: the names it had when it was opened.

@@ -497,5 +497,17 @@ func (rt *Runtime) tell(changes []Change) {
 	}
 }
 
-// oneLine keeps an error on one line of a file.
-func oneLine(s string) string { return strings.ReplaceAll(s, "\n", " ") }
+// oneLine keeps an error on one line of a file, without what would do something on
+// a terminal, and no longer than somebody reads: parts of it come from models and paths.
+func oneLine(s string) string {
+	const enough = 1000
+	if len(s) > enough {
+		s = s[:enough] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}

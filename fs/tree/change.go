@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -250,12 +251,23 @@ func quantised(at At, values *shm.Node) (*shm.Node, error) {
 	return out, nil
 }
 
-// textLimit bounds a text that is written, in bytes: a vocabulary fits.
-const textLimit = 256 << 20
+// textLimit bounds a text that is written, and textsLimit all of them together, in
+// bytes: a vocabulary fits. They are in the daemon's own memory.
+const (
+	textLimit  = 64 << 20
+	textsLimit = 256 << 20
+
+	policyLimit = 64 << 10
+	numberLimit = 4 << 10
+)
+
+// texts counts the bytes of all texts that are being written.
+var texts atomic.Int64
 
 // textEdit is a text that is being written; it takes effect as a whole.
 type textEdit struct {
 	apply func(string) error
+	limit int64 // bytes
 
 	mu    sync.Mutex // guards all below
 	b     []byte
@@ -287,14 +299,19 @@ func (e *textEdit) Truncate(size int64) error {
 }
 
 func (e *textEdit) resize(size int64) error {
-	if size > textLimit {
+	if size > e.limit {
 		return unix.EFBIG
 	}
-	if size <= int64(len(e.b)) {
+	more := size - int64(len(e.b))
+	if texts.Add(more) > textsLimit && more > 0 {
+		texts.Add(-more)
+		return unix.ENOSPC
+	}
+	if more <= 0 {
 		e.b = e.b[:size]
 		return nil
 	}
-	e.b = append(e.b, make([]byte, size-int64(len(e.b)))...)
+	e.b = append(e.b, make([]byte, more)...)
 	return nil
 }
 
@@ -311,12 +328,18 @@ func (e *textEdit) Flush() error {
 	return nil
 }
 
-func (e *textEdit) Close() {}
+func (e *textEdit) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	texts.Add(-int64(len(e.b)))
+	e.b = nil
+}
 
-func newTextEdit(old []byte, trunc bool, apply func(string) error) Editor {
-	e := &textEdit{apply: apply}
+func newTextEdit(limit int64, old []byte, trunc bool, apply func(string) error) Editor {
+	e := &textEdit{apply: apply, limit: limit}
 	if !trunc {
 		e.b = append(e.b, old...)
+		texts.Add(int64(len(old)))
 	}
 	return e
 }
@@ -325,7 +348,11 @@ func newTextEdit(old []byte, trunc bool, apply func(string) error) Editor {
 func editKey(at At, trunc bool) (Editor, error) {
 	kv, base := at.KV, at.base()
 	old := at.Gen.Info.ValueText(kv)
-	return newTextEdit(old, trunc, func(text string) error {
+	limit := int64(numberLimit)
+	if name := kv.TypeName(); name == "string" || strings.HasPrefix(name, "array") {
+		limit = textLimit
+	}
+	return newTextEdit(limit, old, trunc, func(text string) error {
 		v, err := ggufview.ParseValue(kv.TypeName(), text)
 		if err != nil {
 			return fmt.Errorf("key %q: %w: %w", kv.Key, err, unix.EINVAL)
@@ -375,7 +402,7 @@ func unsetKey(at At, key string) error {
 func showPolicy(at At) ([]byte, error) { return []byte(at.RT.Policy(at.Path).String()), nil }
 
 func editPolicy(at At, trunc bool) (Editor, error) {
-	return newTextEdit([]byte(at.RT.Policy(at.Path).String()), trunc, func(text string) error {
+	return newTextEdit(policyLimit, []byte(at.RT.Policy(at.Path).String()), trunc, func(text string) error {
 		p, err := vectorboot.ParsePolicy(text)
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, fs.ErrInvalid)

@@ -201,11 +201,20 @@ func run(ctx context.Context, cmds []command, at At, line string) error {
 			return fmt.Errorf("usage: %s %s: %w", c.name, c.args, fs.ErrInvalid)
 		}
 		if err := c.run(ctx, at, args); err != nil {
-			return fmt.Errorf("%s: %w", strings.TrimSpace(line), err)
+			return fmt.Errorf("%s: %w", quotable(line), err)
 		}
 		return nil
 	}
-	return fmt.Errorf("%q: %w: %w", strings.TrimSpace(line), errUsage, fs.ErrInvalid)
+	return fmt.Errorf("%q: %w: %w", quotable(line), errUsage, fs.ErrInvalid)
+}
+
+// quotable is what an error repeats of a command.
+func quotable(line string) string {
+	const enough = 200
+	if line = strings.TrimSpace(line); len(line) > enough {
+		line = line[:enough] + "..."
+	}
+	return line
 }
 
 // on makes a command of a function that neither waits nor takes a context.
