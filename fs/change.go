@@ -49,7 +49,7 @@ func (f *FS) openPage(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 		return status(err)
 	}
 	f.route(n, page, out)
-	if n.file.backing == 0 {
+	if n.file.backing.Load() == 0 {
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO
 	}
 	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: page, page: page}})
@@ -210,7 +210,7 @@ func (f *FS) patched(c vectorboot.Change) {
 	}
 	for id, n := range f.nodes {
 		switch {
-		case n.file.backing != 0 || n.live == nil && !n.ent.Segment:
+		case n.file.backing.Load() != 0 || n.live == nil && !n.ent.Segment:
 		case n.live != nil && n.live.Ino == c.Ino, n.live == nil && n.ent.At.Gen.Seg != nil && n.ent.At.Gen.Seg.Ino == c.Ino:
 			ids = append(ids, id)
 		case n.live == nil && n.ent.At.Gen.Uses(c.Ino):

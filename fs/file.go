@@ -22,7 +22,7 @@ var errEOF = io.EOF
 type file struct {
 	mu      sync.Mutex // guards all below
 	decided bool
-	backing int32 // passthrough id, 0: through the daemon. Set once; read without mu when the node is dropped
+	backing atomic.Int32 // passthrough id, 0: through the daemon. Set once, with mu; read without
 
 	writers int
 	stage   *stage // not nil: the file is not shown under its name yet
@@ -57,11 +57,11 @@ func (f *FS) route(n *node, seg *shm.Node, out *fuse.OpenOut) {
 	if !n.file.decided {
 		n.file.decided = true
 		if f.pass && !(n.file.stage != nil && n.file.stage.copy) {
-			n.file.backing = f.register(seg)
+			n.file.backing.Store(f.register(seg))
 		}
 	}
-	if n.file.backing != 0 {
-		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, n.file.backing
+	if n.file.backing.Load() != 0 {
+		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH, n.file.backing.Load()
 	} else {
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	}

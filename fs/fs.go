@@ -227,8 +227,8 @@ func (f *FS) drop(n *node) {
 	if !dead {
 		return
 	}
-	if n.file.backing != 0 {
-		f.dev.closeBacking(n.file.backing)
+	if n.file.backing.Load() != 0 {
+		f.dev.closeBacking(n.file.backing.Load())
 	}
 	n.release()
 }

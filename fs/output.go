@@ -226,13 +226,29 @@ func (f *FS) remove(id uint64, name string, unlink func(*shm.Node, string) error
 	}
 	return status(f.named(func() ([]vectorboot.Change, error) {
 		dir, ok := p.live.Path()
-		if err := unlink(p.live, name); err != nil || !ok {
-			return nil, err
+		if !ok {
+			return nil, unlink(p.live, name)
 		}
 		gone := path.Join(dir, name)
-		f.mark(gone)
+		settled := f.leaving(gone)
+		err := unlink(p.live, name)
+		if err == nil {
+			f.mark(gone)
+		}
+		settled(err == nil)
+		if err != nil {
+			return nil, err
+		}
 		return f.rt.Remove(gone), nil
 	}))
+}
+
+// leaving tells SOURCE that a name is about to go (Source.Leaving).
+func (f *FS) leaving(p string) (settled func(went bool)) {
+	if s := f.rt.Source(); s != nil {
+		return s.Leaving(p)
+	}
+	return func(bool) {}
 }
 
 // Rename moves a name. A file that becomes a model is judged first: if it is
@@ -276,11 +292,17 @@ func (f *FS) rename(p, q *node, oldName, newName string, flags uint32) ([]vector
 			return f.refused(from, err), err
 		}
 	}
+	settled := func(bool) {}
+	if flags&unix.RENAME_EXCHANGE == 0 {
+		settled = f.leaving(from)
+	}
 	if err := p.live.Rename(oldName, q.live, newName, flags); err != nil {
+		settled(false)
 		a.drop()
 		b.drop()
 		return nil, err
 	}
+	defer settled(true)
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		if s := f.rt.Source(); s != nil {
 			s.Exchanged(from, to)

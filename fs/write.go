@@ -439,7 +439,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return fuse.OK
 	}
 	if !staged {
-		return status(src.Sync(p))
+		return status(f.sync(h.n, p))
 	}
 	g, err := vectorboot.Judge(h.n.live)
 	if err != nil {
@@ -448,6 +448,20 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		g.Release()
 	}
 	return status(src.SyncAs(p, h.n.live))
+}
+
+// sync makes a file durable under the name that it has in the end.
+func (f *FS) sync(n *node, p string) error {
+	for {
+		if err := f.rt.Source().Sync(p); err != nil {
+			return err
+		}
+		now, ok := f.pathOf(n)
+		if !ok || now == p {
+			return nil
+		}
+		p = now
+	}
 }
 
 // FsyncDir makes the names of a directory durable.

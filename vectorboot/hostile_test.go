@@ -256,6 +256,41 @@ func TestColdNamesKeepTheirBytes(t *testing.T) {
 	}
 }
 
+// TestRenameOfWhatIsBeingWrittenBack renames while a name below is already on its way.
+func TestRenameOfWhatIsBeingWrittenBack(t *testing.T) {
+	for _, test := range []struct {
+		to    string
+		flags uint32
+		want  string
+	}{{"e", 0, "a a, e/x d/x, e/y 1"}, {"a", unix.RENAME_EXCHANGE, "a/x d/x, a/y 1, d a"}} {
+		for _, fsync := range []bool{false, true} {
+			p := at(t, "a", "d/x")
+			p.src.one.Lock() // SOURCE is busy
+			p.put(t, p.node(t, "d"), "y", "1")
+			done := make(chan error, 1)
+			if fsync {
+				go func() { done <- p.src.Sync("d/y") }()
+			} else {
+				done <- nil
+			}
+			p.src.mu.Lock()
+			for p.src.busy != "d/y" && p.src.syncing["d/y"] == 0 {
+				p.src.mu.Unlock()
+				time.Sleep(time.Millisecond)
+				p.src.mu.Lock()
+			}
+			p.src.mu.Unlock()
+			p.rename(t, "d", test.to, test.flags)
+			p.src.one.Unlock()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			wantSource(t, p, test.want)
+			closeSource(t, p)
+		}
+	}
+}
+
 // at0 is the SOURCE of at(t, "a", "d/x").
 func at0(t *testing.T) string {
 	t.Helper()
@@ -336,6 +371,64 @@ func TestRemovedNamesStayRemoved(t *testing.T) {
 }
 
 // TestNotesAreBounded makes and removes more names than a log could hold.
+// TestKilledBetweenANameAndItsNote: a daemon that is killed right after it removed or
+// renamed a name has said before what it was about to do.
+func TestKilledBetweenANameAndItsNote(t *testing.T) {
+	for _, c := range []struct{ name, from, to string }{
+		{"remove", "a", ""}, {"rename", "a", "b"}, {"rename a directory", "d", "e"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, base := at0(t), t.TempDir()
+			p := idle(t, dir, base)
+			p.bytesOf(t, "a")
+			want := len(p.files(t))
+			p.src.Leaving(c.from)
+			var err error
+			if c.to == "" {
+				err = p.Live.Unlink(c.from)
+				want--
+			} else {
+				err = p.Live.Rename(c.from, p.Live, c.to, 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.kill()
+			p = restart(t, dir, base)
+			if n, err := p.Live.Walk(c.from); err == nil {
+				n.Close()
+				t.Errorf("%s came back", c.from)
+			}
+			if names := p.files(t); len(names) != want {
+				t.Errorf("there are %q", names)
+			}
+			if err := p.src.Wait(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Lstat(filepath.Join(dir, c.from)); err == nil {
+				t.Errorf("%s is still in SOURCE", c.from)
+			}
+		})
+	}
+}
+
+// TestLeavingThatFailed: a name that did not go stays, also after a kill.
+func TestLeavingThatFailed(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		p := at(t, "a")
+		settled := p.src.Leaving("a")
+		if told {
+			settled(false)
+			if p.src.notes.isGone("a") {
+				t.Error("the note stays")
+			}
+		}
+		if have := p.bytesOf(t, "a"); have != "a" {
+			t.Errorf("a is %q", have)
+		}
+	}
+}
+
 func TestNotesAreBounded(t *testing.T) {
 	p := idle(t, t.TempDir(), t.TempDir())
 	for range 3000 {

@@ -33,6 +33,8 @@ type notes struct {
 	gone  map[string]bool
 	dirty map[uint64]bool
 	moves []move
+
+	leaving string // a name that is about to go; its note is not dropped before it is known whether it went
 }
 
 // move is a rename that SOURCE has not seen yet.
@@ -220,6 +222,26 @@ func (k *notes) isDirty(ino uint64) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.dirty[ino]
+}
+
+// leave notes that a name is about to go, and returns what to call when it is known
+// whether it went. Names go one at a time.
+func (k *notes) leave(p string) (settled func(went bool), err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.leaving = p
+	was := k.gone[p]
+	if !was {
+		err = k.add('g', p)
+	}
+	return func(went bool) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.leaving = ""
+		if !went && !was && k.gone[p] {
+			_ = k.add('G', p) // a start looks at what is there before it believes a note
+		}
+	}, err
 }
 
 // isGone reports whether a name, or a directory above it, was removed.

@@ -47,7 +47,7 @@ func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
 // Recover registers every model of the live tree: those that a killed daemon
 // left in memory, and those whose bytes are still in SOURCE. Mend comes first.
 func (rt *Runtime) Recover() error {
-	return Walk(rt.store.Live, ".", func(p string, n *shm.Node) {
+	err := Walk(rt.store.Live, ".", func(p string, n *shm.Node) {
 		if n.Type != unix.S_IFREG {
 			return
 		}
@@ -69,6 +69,33 @@ func (rt *Runtime) Recover() error {
 		}
 		rt.tell(rt.Publish(p, g))
 	})
+	if err != nil {
+		return err
+	}
+	return rt.dropPages()
+}
+
+// dropPages removes control pages of names that a killed daemon removed or renamed
+// just before it could remove or rename their pages.
+func (rt *Runtime) dropPages() error {
+	ents, err := rt.store.Control.Names()
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	rt.mu.RLock()
+	for p, m := range rt.models {
+		used[controlName(p)] = m.page != nil
+	}
+	rt.mu.RUnlock()
+	for _, e := range ents {
+		if !used[e.Name] {
+			if err := rt.store.Control.Unlink(e.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Mend puts in order what a killed daemon was doing, before anybody looks at the

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"maps"
 	"path"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,11 @@ func (s *Source) Renamed(from, to string) {
 		return
 	}
 	s.pend(move{from: from, to: to})
+	s.notes.mu.Lock()
+	if s.notes.gone[from] { // the rename tells what became of it
+		_ = s.notes.add('G', from) // a start looks at what is there before it believes a note
+	}
+	s.notes.mu.Unlock()
 }
 
 // Exchanged says that two names were exchanged (RENAME_EXCHANGE).
@@ -170,7 +176,7 @@ func (s *Source) follow(to func(p string) (string, bool)) {
 	defer s.notes.mu.Unlock()
 	var err error
 	for p := range maps.Clone(s.notes.gone) {
-		if q, ok := to(p); ok {
+		if q, ok := to(p); ok && p != s.notes.leaving {
 			err = errors.Join(err, s.notes.add('G', p), s.notes.add('g', q))
 		}
 	}
@@ -184,6 +190,12 @@ func (s *Source) follow(to func(p string) (string, bool)) {
 		}
 	}
 	s.marked, s.errs = moved(s.marked, to), moved(s.errs, to)
+	busy := slices.AppendSeq([]string{s.busy}, maps.Keys(s.syncing))
+	for _, p := range busy { // who reconciles it now does not find it any more
+		if q, ok := to(p); ok && p != "" {
+			s.marked[q] = 0
+		}
+	}
 	s.change.Broadcast()
 	defer s.noted(err)
 }

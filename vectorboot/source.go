@@ -55,6 +55,7 @@ type Source struct {
 	marked  map[string]int64         // name -> bytes that wait
 	busy    string                   // the name being reconciled
 	bytes   int64                    // its bytes
+	syncing map[string]int           // names that fsync reconciles, and for how many callers
 	errs    map[string]error         // of write-backs that nobody asked for: the next fsync returns it
 	paused  map[string]bool          // names that failed and wait to be tried again
 	filling map[uint64]chan struct{} // inodes that are being filled; closed at the end
@@ -82,7 +83,7 @@ func OpenSource(dir string, store *shm.Store, readOnly bool) (*Source, error) {
 	}
 	s := &Source{
 		Path: dir, root: root, live: store.Live, store: store, cold: store.Mark("cold"), readOnly: readOnly,
-		report: func(Event) {}, calm: new(sync.Mutex), Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, paused: map[string]bool{},
+		report: func(Event) {}, calm: new(sync.Mutex), Busy: func(uint64) bool { return false }, marked: map[string]int64{}, errs: map[string]error{}, syncing: map[string]int{}, paused: map[string]bool{},
 		filling: map[uint64]chan struct{}{}, later: map[string]*time.Timer{}, done: make(chan struct{}),
 		known: map[uint64]identity{}, uneasy: map[identity]bool{}, kept: map[identity]string{},
 	}
@@ -285,6 +286,19 @@ func (s *Source) Mark(p string) {
 	s.noted(failed)
 }
 
+// Leaving says that a name is about to be removed or renamed: if the daemon is
+// killed right after that, the next start must not bring it back. The function
+// that it returns says whether it went; when it did, Mark or Renamed was called
+// before. One name at a time (Runtime.Names).
+func (s *Source) Leaving(p string) (settled func(went bool)) {
+	if s.readOnly {
+		return func(bool) {}
+	}
+	settled, err := s.notes.leave(p)
+	s.noted(err)
+	return settled
+}
+
 // caughtUp drops the note that a name is gone, unless it is marked again.
 func (s *Source) caughtUp(p string) {
 	s.notes.mu.Lock()
@@ -292,7 +306,7 @@ func (s *Source) caughtUp(p string) {
 	s.mu.Lock()
 	_, again := s.marked[p]
 	s.mu.Unlock()
-	if s.notes.gone[p] && !again {
+	if s.notes.gone[p] && !again && s.notes.leaving != p {
 		_ = s.notes.add('G', p) // a start looks at what is there before it believes a note
 	}
 }
@@ -425,8 +439,14 @@ func (s *Source) Sync(p string) error {
 	old := s.errs[p]
 	delete(s.errs, p)
 	delete(s.marked, p)
+	s.syncing[p]++
 	s.mu.Unlock()
 	err := s.reconcile(p, true)
+	s.mu.Lock()
+	if s.syncing[p]--; s.syncing[p] == 0 {
+		delete(s.syncing, p)
+	}
+	s.mu.Unlock()
 	if err != nil {
 		s.fail(p, err)
 		return err

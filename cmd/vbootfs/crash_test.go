@@ -1,10 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,132 +107,9 @@ func (m *mount) reboot() {
 	}
 }
 
-// TestKillsAtRandomPoints kills the daemon while models are written, replaced,
-// renamed, removed and committed to. Whatever the point, afterwards every model is
-// one of the versions that somebody wrote, whole.
-func TestKillsAtRandomPoints(t *testing.T) {
-	const rounds = 12
-	r := rand.New(rand.NewPCG(1, 2))
-	source := tempDir(t)
-	versions := [][]byte{read(t, makeModel(t, "1M", 1)), read(t, makeModel(t, "1M", 2)), read(t, makeModel(t, "1M", 3))}
-	m := unmounted(t)
-	for round := range rounds {
-		m.start(source)
-		checkWhole(t, m, versions)
-		m.work(versions, 5+r.IntN(60), rand.New(rand.NewPCG(uint64(round), 3)))
-	}
-	m.start(source)
-	checkWhole(t, m, versions)
-}
-
-// work does things until some are done, and kills the daemon in the next.
-func (m *mount) work(versions [][]byte, count int, r *rand.Rand) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := 0; ; i++ {
-			if i == count {
-				go unix.Kill(m.pid, unix.SIGKILL)
-			}
-			p := m.out(fmt.Sprintf("%d.gguf", r.IntN(3)))
-			var err error
-			switch v := versions[r.IntN(len(versions))]; r.IntN(6) {
-			case 0:
-				err = os.Remove(p)
-			case 1:
-				if err = os.WriteFile(p+".part", v, 0o644); err == nil {
-					err = os.Rename(p+".part", p)
-				}
-			case 2:
-				err = os.Rename(p, m.out(fmt.Sprintf("%d.gguf", r.IntN(3))))
-			default:
-				err = os.WriteFile(p, v, 0o644)
-			}
-			if err != nil && strings.Contains(err.Error(), "not connected") {
-				return
-			}
-		}
-	}()
-	<-done
-	m.wait()
-}
-
-func checkWhole(t *testing.T, m *mount, versions [][]byte) {
-	t.Helper()
-	found, err := filepath.Glob(m.out("*.gguf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range found {
-		name := filepath.Base(p)
-		have := read(t, p)
-		if len(have) == 0 {
-			continue // made, and not written yet: no model
-		}
-		whole := false
-		part := false
-		for _, v := range versions {
-			whole = whole || bytes.Equal(have, v)
-			part = part || bytes.HasPrefix(v, have)
-		}
-		switch state := strings.TrimSpace(m.of(name, "state")); {
-		case whole && state == "loaded", whole && state == "cold":
-		case part && state == "failed":
-		default:
-			t.Errorf("%s is %s, whole %v, part %v, %d bytes", name, state, whole, part, len(have))
-		}
-	}
-}
-
 func write(t testing.TB, name string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, b, 0o644); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// TestKillsInCommits kills the daemon while drafts of two tensors are committed.
-// Afterwards both tensors are of the same draft, whole, and the generation counts on.
-func TestKillsInCommits(t *testing.T) {
-	const rounds = 8
-	r := rand.New(rand.NewPCG(4, 5))
-	a := makeModel(t, "1M", 1)
-	m := newMount(t, "none")
-	m.put(a, "a.gguf")
-	dir := m.boot("models/a.gguf")
-	names := []string{"token_embd.weight", "output.weight"}
-	size := len(read(t, filepath.Join(dir, "tensors", names[0], "data")))
-	for range rounds {
-		m.commits(dir, names, size, 3+r.IntN(40))
-		m.start("none")
-		first := read(t, filepath.Join(dir, "tensors", names[0], "data"))
-		second := read(t, filepath.Join(dir, "tensors", names[1], "data"))
-		if !bytes.Equal(first, second) || !bytes.Equal(first, bytes.Repeat(first[:1], size)) {
-			t.Errorf("generation %s is torn", m.of("a.gguf", "generation"))
-		}
-	}
-}
-
-// commits writes drafts, each filling both tensors with one byte, until count
-// are done, and kills the daemon in the next.
-func (m *mount) commits(dir string, names []string, size, count int) {
-	m.t.Helper()
-	for i := 0; ; i++ {
-		if i == count {
-			go unix.Kill(m.pid, unix.SIGKILL)
-		}
-		err := os.Mkdir(dir+"/drafts/d", 0o755)
-		for _, name := range names {
-			err = errors.Join(err, os.WriteFile(dir+"/drafts/d/tensors/"+name+"/data", bytes.Repeat([]byte{byte(i + 1)}, size), 0))
-		}
-		err = errors.Join(err, os.WriteFile(dir+"/drafts/d/ctl", []byte("commit"), 0), os.Remove(dir+"/drafts/d"))
-		if err == nil {
-			continue
-		}
-		if i < count {
-			m.t.Fatal(err)
-		}
-		m.wait()
-		return
 	}
 }
