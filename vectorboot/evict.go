@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +48,7 @@ func (rt *Runtime) Evict(p string) error {
 	case g.Cold:
 		return nil
 	}
+	rt.source.awaitWriters(g.Seg.Ino)
 	if err := rt.source.Sync(p); err != nil {
 		return err
 	}
@@ -69,6 +71,17 @@ func (rt *Runtime) Evict(p string) error {
 	rt.Events.Add(Event{Event: "evict", Model: p, Generation: g.N, Bytes: g.Info.Size})
 	rt.tell([]Change{{Path: p, Moved: true}})
 	return nil
+}
+
+// awaitWriters gives a writer whose close() has returned the time to be gone: the
+// kernel says so a moment later. One that keeps the file open is not waited for long.
+func (s *Source) awaitWriters(ino uint64) {
+	for i := range 100 {
+		if !s.Busy(ino) {
+			return
+		}
+		time.Sleep(time.Duration(min(i, 20)) * time.Millisecond)
+	}
 }
 
 // cool puts a placeholder in the place of a generation, under the same number.

@@ -133,7 +133,8 @@ func (k *kills) clients(seed uint64) (procs []*process) {
 	want := 1 + k.r.IntN(25)
 	for p := procs[0]; p.acts < want; {
 		if !p.out.Scan() {
-			k.t.Fatalf("a client ended early: %s", &p.stderr)
+			err := p.cmd.Wait()
+			k.t.Fatalf("a client ended early: %v: %s", err, &p.stderr)
 		}
 		p.acts++
 	}
