@@ -234,7 +234,7 @@ func script(text string) func(*run, string) (result, error) {
 			if err := os.Mkdir(sub, 0o755); err != nil {
 				return res, err
 			}
-			err = errors.Join(err, r.one(&res, m[1], sub, "sh", "-euc", text+"\nt_"+m[1], "sh", r.dirs.Disk))
+			err = errors.Join(err, r.one(&res, m[1], sub, "sh", "-euc", text+"\nt_"+m[1]+` "$1"`, "sh", r.dirs.Disk))
 		}
 		if res.passed+len(res.failed) == 0 {
 			err = errors.Join(err, errors.New("no test in the script"))
