@@ -1,14 +1,11 @@
 package fs
 
 import (
-	"context"
 	"path"
-	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"vbootfs/fs/tree"
 	"vbootfs/ggufview"
 	"vbootfs/vectorboot"
 )
@@ -32,11 +29,11 @@ func (f *FS) openEdit(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 
 // openStream opens a row whose reads wait.
 func (f *FS) openStream(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	s, err := n.ent.Stream(n.ent.At, tree.Caller{PID: in.Pid})
+	w, err := newWaiting(f.dev, n.ent, in.Pid, in.Flags&unix.O_ACCMODE != unix.O_RDONLY)
 	if err != nil {
 		return status(err)
 	}
-	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: ggufview.Bytes(nil), stream: &waiting{s: s}}})
+	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: ggufview.Bytes(nil), stream: w}})
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_STREAM | fuse.FOPEN_NOFLUSH
 	return fuse.OK
 }
@@ -56,29 +53,6 @@ func (f *FS) openPage(n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	return fuse.OK
 }
 
-// waiting is an open stream. What a short read left over comes first next time.
-type waiting struct {
-	s tree.Stream
-
-	mu   sync.Mutex // one reader at a time
-	rest []byte
-}
-
-func (w *waiting) read(ctx context.Context, buf []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.rest) == 0 {
-		b, err := w.s.Read(ctx, len(buf))
-		if err != nil {
-			return 0, err
-		}
-		w.rest = b
-	}
-	n := copy(buf, w.rest)
-	w.rest = w.rest[n:]
-	return n, nil
-}
-
 // writeRow passes what is written to a row on.
 func writeRow(h *handle, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	var err error
@@ -88,7 +62,7 @@ func writeRow(h *handle, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 		k, err = r.edit.WriteAt(data, int64(in.Offset))
 		return uint32(k), status(err)
 	case r.stream != nil:
-		err = r.stream.s.Write(data)
+		err = r.stream.write(data)
 	default: // a control page: only a mapping makes sense
 		return 0, fuse.Status(unix.EOPNOTSUPP)
 	}
@@ -113,7 +87,7 @@ func (r *rowRead) close() {
 		r.edit.Close()
 	}
 	if r.stream != nil {
-		r.stream.s.Close()
+		r.stream.close()
 	}
 	if c, ok := r.view.(interface{ Close() }); ok && r.edit == nil {
 		c.Close()

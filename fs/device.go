@@ -190,6 +190,7 @@ func (d *device) handle(b []byte, n int) {
 	h := header(b)
 	defer func(unique uint64) {
 		if v := recover(); v != nil {
+			d.forget(unique)
 			d.answer(unique, d.panics(v))
 		}
 	}(h.Unique)
@@ -199,6 +200,8 @@ func (d *device) handle(b []byte, n int) {
 	case h.Opcode == opOpen:
 		d.open((*fuse.OpenIn)(unsafe.Pointer(h)))
 	case h.Opcode == opWrite && d.command((*fuse.WriteIn)(unsafe.Pointer(h)), b[unsafe.Sizeof(fuse.WriteIn{}):n]):
+	case h.Opcode == opPoll:
+		d.poll((*pollIn)(unsafe.Pointer(h)))
 	case h.Opcode == opInterrupt && d.interrupt((*fuse.InterruptIn)(unsafe.Pointer(h)).Unique):
 	default:
 		d.relay(b, n)
@@ -217,6 +220,13 @@ func (d *device) relay(b []byte, n int) {
 	case !st.Ok():
 		d.answer(unique, st)
 	}
+}
+
+// forget drops a request that is answered.
+func (d *device) forget(unique uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.calls, unique)
 }
 
 // interrupt ends the wait of a request, if the loop knows it.

@@ -140,8 +140,7 @@ func (f *FS) openData(n *node, pid uint32, write bool, out *fuse.OpenOut) uint64
 }
 
 // read reads through the daemon: into buf, unless the bytes lie in memory as they are.
-func (f *FS) read(c *call, in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status) {
-	h := f.handle(in.Fh)
+func (f *FS) read(c *call, h *handle, in *fuse.ReadIn, buf []byte) ([]byte, fuse.Status) {
 	f.rt.Stats.Reads.Add(1)
 	if b := h.mapped(int64(in.Offset), len(buf)); b != nil {
 		f.rt.Stats.BytesRead.Add(int64(len(b)))
@@ -174,7 +173,7 @@ const worthMapping = 32 << 10
 // from there, without a copy. Should it have been cut meanwhile, the kernel finds
 // out and says EIO. nil: it has to be read.
 func (h *handle) mapped(off int64, n int) []byte {
-	if n < worthMapping || h.row == nil || h.row.edit != nil || h.row.stream != nil {
+	if n < worthMapping || h.row == nil || h.row.edit != nil {
 		return nil
 	}
 	h.row.mu.Lock()

@@ -16,6 +16,7 @@
 //	attach.go  the system calls of mounting
 //	device.go  the loop that reads the kernel's requests and answers them
 //	call.go    requests that it answers itself
+//	waiting.go streams: reads and polls that wait
 //	buffer.go  memory for requests
 //	notify.go  what the kernel is told
 //	prune.go   what it is asked to forget

@@ -56,9 +56,6 @@ func (f *FS) openRow(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 
 // read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.
 func (r *rowRead) read(c *call, buf []byte, off int64) (n int, err error) {
-	if r.stream != nil {
-		return r.stream.read(c.context(), buf)
-	}
 	r.mu.Lock()
 	v := r.view
 	r.mu.Unlock()
@@ -82,16 +79,18 @@ func (r *rowRead) size() int64 {
 	return r.view.Size()
 }
 
-// command runs one command. Its error text is what the handle reads next.
-func (f *FS) command(c *call, h *handle, data []byte) fuse.Status {
-	err := h.n.ent.Do(c.context(), h.n.ent.At, string(data))
-	h.row.mu.Lock()
-	defer h.row.mu.Unlock()
-	if err != nil {
-		h.row.view = ggufview.Bytes([]byte(brief(err) + "\n"))
-		f.log.WithField("file", h.n.ent.ID).WithField("error", brief(err)).Warn("command failed")
-	}
-	return status(err)
+// command runs one command and calls done when it has ended. Its error text is what
+// the handle reads next.
+func (f *FS) command(c *call, h *handle, line string, done func(fuse.Status)) {
+	h.n.ent.Do(c.context(), h.n.ent.At, line, func(err error) {
+		if err != nil {
+			h.row.mu.Lock()
+			h.row.view = ggufview.Bytes([]byte(brief(err) + "\n"))
+			h.row.mu.Unlock()
+			f.log.WithField("file", h.n.ent.ID).WithField("error", brief(err)).Warn("command failed")
+		}
+		done(status(err))
+	})
 }
 
 // brief is the text of an error, or its beginning when somebody wrote so much that

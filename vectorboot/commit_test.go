@@ -340,22 +340,29 @@ func mend(t testing.TB, rt *Runtime) {
 	}
 }
 
+// interrupt is Runtime.Interrupt for those who wait.
+func interrupt(ctx context.Context, rt *Runtime, opcode uint32, timeout time.Duration) error {
+	answer := make(chan error, 1)
+	rt.Interrupt(ctx, "m.gguf", opcode, timeout, func(err error) { answer <- err })
+	return <-answer
+}
+
 func TestSessions(t *testing.T) {
 	rt := newRuntime(t, t.TempDir())
 	load(t, rt, "m.gguf")
 	ctx := context.Background()
-	s, err := rt.Attach("m.gguf", 42)
+	s, err := rt.Attach("m.gguf", 42, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead, err := rt.Attach("m.gguf", 43)
+	dead, err := rt.Attach("m.gguf", 43, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := rt.Interrupt(ctx, "m.gguf", 0xff, 0); err != nil {
+	if err := interrupt(ctx, rt, 0xff, 0); err != nil {
 		t.Fatal(err)
 	}
-	r, err := s.Next(ctx)
+	r, err := s.Next()
 	if err != nil || r.Op != "interrupt 0xff" {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -365,14 +372,14 @@ func TestSessions(t *testing.T) {
 	if err := s.Ack(r.N); err != nil {
 		t.Error(err)
 	}
-	err = rt.Interrupt(ctx, "m.gguf", 1, time.Millisecond)
+	err = interrupt(ctx, rt, 1, time.Millisecond)
 	if !errors.Is(err, unix.ETIMEDOUT) || !strings.Contains(err.Error(), "42, 43") {
 		t.Errorf("nobody answers: %v", err)
 	}
-	answered := make(chan error)
-	go func() { answered <- rt.Interrupt(ctx, "m.gguf", 2, time.Minute) }()
+	answered := make(chan error, 1)
+	rt.Interrupt(ctx, "m.gguf", 2, time.Minute, func(err error) { answered <- err })
 	for {
-		r, err := s.Next(ctx)
+		r, err := s.Next()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,13 +394,11 @@ func TestSessions(t *testing.T) {
 	if err := <-answered; err != nil {
 		t.Errorf("all that live have answered: %v", err)
 	}
-	canceled, cancel := context.WithCancel(ctx)
-	cancel()
-	if _, err := s.Next(canceled); !errors.Is(err, context.Canceled) {
-		t.Errorf("an interrupted read: %v", err)
+	if _, err := s.Next(); !errors.Is(err, ErrWait) {
+		t.Errorf("nothing is left to read: %v", err)
 	}
 	rt.tell(rt.Remove("m.gguf"))
-	if _, err := s.Next(ctx); !errors.Is(err, ErrNoModel) {
+	if _, err := s.Next(); !errors.Is(err, ErrNoModel) {
 		t.Errorf("the model is gone: %v", err)
 	}
 	rt.Detach("m.gguf", s)
@@ -405,7 +410,7 @@ func TestSessions(t *testing.T) {
 func TestUnreadChangesAreMerged(t *testing.T) {
 	rt := newRuntime(t, t.TempDir())
 	load(t, rt, "m.gguf")
-	s, err := rt.Attach("m.gguf", 1)
+	s, err := rt.Attach("m.gguf", 1, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,31 +424,55 @@ func TestUnreadChangesAreMerged(t *testing.T) {
 		t.Errorf("unread: %+v", info)
 	}
 	for range maxRequests - 1 {
-		if err := rt.Interrupt(context.Background(), "m.gguf", 1, 0); err != nil {
+		if err := interrupt(context.Background(), rt, 1, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := rt.Interrupt(context.Background(), "m.gguf", 1, 0); !errors.Is(err, unix.EAGAIN) {
+	if err := interrupt(context.Background(), rt, 1, 0); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("a session that reads nothing: %v, want EAGAIN", err)
 	}
 }
 
-func TestWait(t *testing.T) {
+func TestFollow(t *testing.T) {
 	rt := newRuntime(t, t.TempDir())
 	load(t, rt, "m.gguf")
-	type answer struct {
-		n   uint64
-		err error
+	woken := make(chan struct{}, 1)
+	f, err := rt.Follow("m.gguf", func() { woken <- struct{}{} })
+	if err != nil {
+		t.Fatal(err)
 	}
-	got := make(chan answer)
-	go func() {
-		n, err := rt.Wait(context.Background(), "m.gguf", 1)
-		got <- answer{n, err}
-	}()
+	defer f.Close()
+	if _, err := f.Next(); !errors.Is(err, ErrWait) || f.Ready() {
+		t.Errorf("nothing has changed: %v", err)
+	}
 	if err := commit(t, rt, "a", floats(0, 0, 0, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if a := <-got; a.n != 2 || a.err != nil {
-		t.Errorf("%+v", a)
+	<-woken
+	if n, err := f.Next(); n != 2 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+}
+
+// An interrupt that waits ends with its caller, and with the model.
+func TestInterruptEnds(t *testing.T) {
+	rt := newRuntime(t, t.TempDir())
+	load(t, rt, "m.gguf")
+	s, err := rt.Attach("m.gguf", 1, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rt.Detach("m.gguf", s)
+	ctx, cancel := context.WithCancel(t.Context())
+	answers := make(chan error, 2)
+	rt.Interrupt(ctx, "m.gguf", 1, time.Hour, func(err error) { answers <- err })
+	cancel()
+	if err := <-answers; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller is gone: %v", err)
+	}
+	rt.Interrupt(t.Context(), "m.gguf", 1, time.Hour, func(err error) { answers <- err })
+	rt.tell(rt.Remove("m.gguf"))
+	if err := <-answers; !errors.Is(err, ErrNoModel) {
+		t.Errorf("the model is gone: %v", err)
 	}
 }

@@ -2,7 +2,6 @@ package vectorboot
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"io"
 	"sync"
@@ -31,19 +30,23 @@ const logLimit = 1 << 20
 // Events is the log of what happened. It implements ggufview.View: its content
 // grows, and shrinks by its older half at the bound.
 type Events struct {
-	mu   sync.Mutex // guards all below
-	seq  uint64
-	log  []byte
-	cut  int64         // bytes that were dropped from the front so far
-	wake chan struct{} // closed and replaced at every event
-	end  bool          // nobody may wait any more
-}
+	bell bell // rings at every event
 
-func newEvents() *Events { return &Events{wake: make(chan struct{})} }
+	mu  sync.Mutex // guards all below
+	seq uint64
+	log []byte
+	cut int64 // bytes that were dropped from the front so far
+	end bool  // nobody may wait any more
+}
 
 // Add appends an event, numbering and dating it.
 func (e *Events) Add(ev Event) {
 	ev.Time = time.Now().UTC().Format(time.RFC3339Nano)
+	e.add(ev)
+	e.bell.ring()
+}
+
+func (e *Events) add(ev Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.seq++
@@ -59,8 +62,6 @@ func (e *Events) Add(ev Event) {
 		e.log = append([]byte(nil), e.log[half:]...)
 		e.cut += int64(half)
 	}
-	close(e.wake)
-	e.wake = make(chan struct{})
 }
 
 // Size is the length of the log in bytes.
@@ -84,14 +85,17 @@ func (e *Events) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Close ends every wait; a reader gets what is left and then nothing.
-func (e *Events) Close() {
+// Finish ends every wait; a reader gets what is left and then nothing. It is not
+// called Close, for whoever read the log closes it.
+func (e *Events) Finish() {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.end = true
-	close(e.wake)
-	e.wake = make(chan struct{})
+	e.mu.Unlock()
+	e.bell.ring()
 }
+
+// Watch has wake called when Next may have something to say, until stop.
+func (e *Events) Watch(wake func()) (stop func()) { return e.bell.watch(wake) }
 
 // End is the position after the newest event, for Next.
 func (e *Events) End() int64 {
@@ -100,30 +104,30 @@ func (e *Events) End() int64 {
 	return e.cut + int64(len(e.log))
 }
 
-// Next waits for whole lines after pos, at most limit bytes unless one line is
-// longer, and returns them with the position after them. A reader that fell
-// behind the bound goes on with the oldest event that is left.
-func (e *Events) Next(ctx context.Context, pos int64, limit int) ([]byte, int64, error) {
-	for {
-		e.mu.Lock()
-		pos = max(pos, e.cut)
-		rest := e.log[pos-e.cut:]
-		wake, end := e.wake, e.end
-		if len(rest) > 0 {
-			out := append([]byte(nil), wholeLines(rest, limit)...)
-			e.mu.Unlock()
-			return out, pos + int64(len(out)), nil
-		}
-		e.mu.Unlock()
-		if end {
-			return nil, pos, nil
-		}
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return nil, pos, ctx.Err()
-		}
+// Next returns whole lines after pos, at most limit bytes unless one line is
+// longer, with the position after them; ErrWait if there are none yet, and nothing
+// at the end. A reader that fell behind the bound goes on with the oldest event
+// that is left.
+func (e *Events) Next(pos int64, limit int) ([]byte, int64, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	pos = max(pos, e.cut)
+	rest := e.log[pos-e.cut:]
+	if len(rest) > 0 {
+		out := append([]byte(nil), wholeLines(rest, limit)...)
+		return out, pos + int64(len(out)), nil
 	}
+	if e.end {
+		return nil, pos, nil
+	}
+	return nil, pos, ErrWait
+}
+
+// Ready reports whether Next has something to say.
+func (e *Events) Ready(pos int64) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.end || pos < e.cut+int64(len(e.log))
 }
 
 func wholeLines(b []byte, limit int) []byte {

@@ -132,7 +132,7 @@ func (c Change) Told() {
 // and cold files are read from it.
 func New(store *shm.Store, source *Source) *Runtime {
 	rt := &Runtime{
-		Events: newEvents(), Start: time.Now(),
+		Events: &Events{}, Start: time.Now(),
 		store: store, source: source,
 		models: map[string]*Model{}, observe: func(Change) {},
 	}
@@ -177,7 +177,7 @@ func (m *Model) set(s State) { m.state, m.since = s, time.Now() }
 // EndStreams wakes everybody who waits for an event, a generation or a request,
 // and tells them that there will be no more.
 func (rt *Runtime) EndStreams() {
-	rt.Events.Close()
+	rt.Events.Finish()
 	rt.mu.RLock()
 	defer rt.mu.RUnlock()
 	for _, m := range rt.models {

@@ -1,8 +1,6 @@
 package vectorboot
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -14,22 +12,21 @@ import (
 )
 
 // hub is where the waiters of one model meet: streams that wait for a
-// generation, and sessions. It lives as long as the model's name.
+// generation, sessions, and interrupts that wait for them. It lives as long as the
+// model's name. Nobody is called with mu held.
 type hub struct {
+	bell bell // rings when there is something for streams and sessions to read
+
 	mu       sync.Mutex // guards all below and the sessions' fields
 	sessions map[uint64]*Session
+	awaited  map[*awaited]struct{}
 	next     uint64 // number of the next request
 	gen      uint64 // current generation
 	gone     bool   // the model was removed
-	wake     chan struct{}
 }
 
-func newHub() *hub { return &hub{sessions: map[uint64]*Session{}, next: 1, wake: make(chan struct{})} }
-
-// stir wakes everybody who waits. Caller holds mu.
-func (h *hub) stir() {
-	close(h.wake)
-	h.wake = make(chan struct{})
+func newHub() *hub {
+	return &hub{sessions: map[uint64]*Session{}, awaited: map[*awaited]struct{}{}, next: 1}
 }
 
 // Request is what a session is asked to do.
@@ -49,18 +46,19 @@ type Session struct {
 	Since time.Time
 
 	h         *hub
+	stop      func() // being called
 	queue     []Request
 	delivered uint64 // number of the newest request that was read
 	acked     uint64
 }
 
-// Attach opens a session on a model.
-func (rt *Runtime) Attach(p string, pid uint32) (*Session, error) {
+// Attach opens a session on a model. wake is called when Next may have something to say.
+func (rt *Runtime) Attach(p string, pid uint32, wake func()) (*Session, error) {
 	h := rt.hub(p)
 	if h == nil {
 		return nil, ErrNoModel
 	}
-	s := &Session{ID: rt.sessionID.Add(1), PID: pid, Since: time.Now(), h: h}
+	s := &Session{ID: rt.sessionID.Add(1), PID: pid, Since: time.Now(), h: h, stop: h.bell.watch(wake)}
 	h.mu.Lock()
 	h.sessions[s.ID] = s
 	h.mu.Unlock()
@@ -71,10 +69,11 @@ func (rt *Runtime) Attach(p string, pid uint32) (*Session, error) {
 
 // Detach ends a session; whoever waits for its answer waits no more.
 func (rt *Runtime) Detach(p string, s *Session) {
+	s.stop()
 	s.h.mu.Lock()
 	delete(s.h.sessions, s.ID)
-	s.h.stir()
 	s.h.mu.Unlock()
+	s.h.settle()
 	rt.sessions.Add(-1)
 	rt.Events.Add(Event{Event: "detach", Model: p, PID: s.PID})
 }
@@ -82,28 +81,20 @@ func (rt *Runtime) Detach(p string, s *Session) {
 // errEnded is the end of a stream: the model is gone.
 var errEnded = fmt.Errorf("the model was removed: %w", ErrNoModel)
 
-// Next waits for the next request.
-func (s *Session) Next(ctx context.Context) (Request, error) {
-	for {
-		s.h.mu.Lock()
-		if len(s.queue) > 0 {
-			r := s.queue[0]
-			s.queue = s.queue[1:]
-			s.delivered = r.N
-			s.h.mu.Unlock()
-			return r, nil
-		}
-		gone, wake := s.h.gone, s.h.wake
-		s.h.mu.Unlock()
-		if gone {
-			return Request{}, errEnded
-		}
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return Request{}, ctx.Err()
-		}
+// Next is the next request; ErrWait if there is none yet.
+func (s *Session) Next() (Request, error) {
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	switch {
+	case len(s.queue) > 0:
+		r := s.queue[0]
+		s.queue = s.queue[1:]
+		s.delivered = r.N
+		return r, nil
+	case s.h.gone:
+		return Request{}, errEnded
 	}
+	return Request{}, ErrWait
 }
 
 // Ready reports whether Next would return at once.
@@ -115,17 +106,25 @@ func (s *Session) Ready() bool {
 
 // Ack acknowledges all requests up to n, which must have been read.
 func (s *Session) Ack(n uint64) error {
+	if err := s.ack(n); err != nil {
+		return err
+	}
+	s.h.settle()
+	return nil
+}
+
+func (s *Session) ack(n uint64) error {
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
 	if n > s.delivered || n < s.acked {
 		return fmt.Errorf("ack %d: requests %d to %d are open: %w", n, s.acked+1, s.delivered, unix.EINVAL)
 	}
 	s.acked = n
-	s.h.stir()
 	return nil
 }
 
-// post gives every session a request and returns its number. Caller holds mu.
+// post gives every session a request and returns its number. Caller holds mu, and
+// rings the bell afterwards.
 func (h *hub) post(op string, merge string) (uint64, error) {
 	n := h.next
 	for _, s := range h.sessions {
@@ -139,24 +138,25 @@ func (h *hub) post(op string, merge string) (uint64, error) {
 		s.queue = append(s.queue, Request{n, op})
 	}
 	h.next++
-	h.stir()
 	return n, nil
 }
 
 // changed tells everybody who waits about a generation.
 func (h *hub) changed(gen uint64) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.gen = gen
 	// A session that reads nothing has one merged line at the end of its queue at most.
 	_, _ = h.post(fmt.Sprintf("generation %d", gen), "generation ")
+	h.mu.Unlock()
+	h.bell.ring()
 }
 
 func (h *hub) end() {
 	h.mu.Lock()
 	h.gone = true
-	h.stir()
 	h.mu.Unlock()
+	h.bell.ring()
+	h.settle()
 }
 
 // hub returns the waiters of a model, nil when there is no model.
@@ -167,73 +167,6 @@ func (rt *Runtime) hub(p string) *hub {
 		return m.hub
 	}
 	return nil
-}
-
-// Interrupt wakes every session of a model with an opcode, through its file and
-// through the control page. With a timeout it waits until all that are attached
-// now have acknowledged, and otherwise fails with ETIMEDOUT and names who has not.
-func (rt *Runtime) Interrupt(ctx context.Context, p string, opcode uint32, timeout time.Duration) error {
-	rt.mu.RLock()
-	m := rt.models[p]
-	if m == nil || m.cur == nil {
-		rt.mu.RUnlock()
-		return ErrNoModel
-	}
-	h, page := m.hub, m.page
-	rt.mu.RUnlock()
-
-	h.mu.Lock()
-	if h.gone { // and the page with it
-		h.mu.Unlock()
-		return ErrNoModel
-	}
-	n, err := h.post(fmt.Sprintf("interrupt 0x%x", opcode), "")
-	if err == nil {
-		page.interrupt(opcode, n)
-	}
-	waiting := make([]*Session, 0, len(h.sessions))
-	for _, s := range h.sessions {
-		waiting = append(waiting, s)
-	}
-	h.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	rt.Stats.Interrupts.Add(1)
-	rt.Events.Add(Event{Event: "interrupt", Model: p, Opcode: opcode})
-	if timeout <= 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, unix.ETIMEDOUT)
-	defer cancel()
-	return h.await(ctx, waiting, n)
-}
-
-// await returns when all sessions have acknowledged request n or are gone.
-func (h *hub) await(ctx context.Context, sessions []*Session, n uint64) error {
-	for {
-		h.mu.Lock()
-		var missing []string
-		for _, s := range sessions {
-			if h.sessions[s.ID] == s && s.acked < n {
-				missing = append(missing, fmt.Sprint(s.PID))
-			}
-		}
-		wake := h.wake
-		h.mu.Unlock()
-		if len(missing) == 0 {
-			return nil
-		}
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			if err := context.Cause(ctx); !errors.Is(err, unix.ETIMEDOUT) {
-				return err
-			}
-			sort.Strings(missing)
-			return fmt.Errorf("no acknowledgement from process %s: %w", strings.Join(missing, ", "), unix.ETIMEDOUT)
-		}
-	}
 }
 
 // Sessions describes who is attached to a model, oldest first.
@@ -272,29 +205,47 @@ func (rt *Runtime) Generation(p string) uint64 {
 	return g.N
 }
 
-// Wait returns the generation of a model once it is not from any more.
-func (rt *Runtime) Wait(ctx context.Context, p string, from uint64) (uint64, error) {
+// Follower waits for the next generation of a model.
+type Follower struct {
+	h    *hub
+	from uint64
+	stop func()
+}
+
+// Follow begins to wait for a generation that differs from the one now. wake is
+// called when Next may have something to say.
+func (rt *Runtime) Follow(p string, wake func()) (*Follower, error) {
+	from := rt.Generation(p)
 	h := rt.hub(p)
 	if h == nil {
-		return 0, ErrNoModel
+		return nil, ErrNoModel
 	}
-	for {
-		h.mu.Lock()
-		gen, gone, wake := h.gen, h.gone, h.wake
-		h.mu.Unlock()
-		switch {
-		case gone:
-			return 0, errEnded
-		case gen != from:
-			return gen, nil
-		}
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-	}
+	return &Follower{h, from, h.bell.watch(wake)}, nil
 }
+
+// Next is the current generation if it was not returned before; ErrWait if it was.
+func (f *Follower) Next() (uint64, error) {
+	f.h.mu.Lock()
+	defer f.h.mu.Unlock()
+	switch {
+	case f.h.gone:
+		return 0, errEnded
+	case f.h.gen == f.from:
+		return 0, ErrWait
+	}
+	f.from = f.h.gen
+	return f.from, nil
+}
+
+// Ready reports whether Next has something to say.
+func (f *Follower) Ready() bool {
+	f.h.mu.Lock()
+	defer f.h.mu.Unlock()
+	return f.h.gone || f.h.gen != f.from
+}
+
+// Close ends the wait.
+func (f *Follower) Close() { f.stop() }
 
 // Reader is a process that has a model's bytes open.
 type Reader struct {

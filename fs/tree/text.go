@@ -176,8 +176,12 @@ func showGeneration(at At) ([]byte, error) {
 
 type command struct {
 	name, args, doc string
-	run             func(context.Context, At, string) error
+	run             doer
 }
+
+// doer runs a command, and calls done, once, when it is known how it ended: at once,
+// or later without a goroutine that waits for it.
+type doer = func(ctx context.Context, at At, args string, done func(error))
 
 var errUsage = errors.New("unknown command; read this file for the list")
 
@@ -190,22 +194,29 @@ func usage(cmds []command) []byte {
 }
 
 // run executes one line. ErrInvalid marks what the user got wrong.
-func run(ctx context.Context, cmds []command, at At, line string) error {
-	name, args, _ := strings.Cut(strings.TrimSpace(line), " ")
-	args = strings.TrimSpace(args)
-	for _, c := range cmds {
-		if c.name != name {
-			continue
+func run(cmds []command) doer {
+	return func(ctx context.Context, at At, line string, done func(error)) {
+		line = strings.TrimSpace(line)
+		name, args, _ := strings.Cut(line, " ")
+		args = strings.TrimSpace(args)
+		for _, c := range cmds {
+			if c.name != name {
+				continue
+			}
+			if (c.args == "") != (args == "") && !strings.HasPrefix(c.args, "[") {
+				done(fmt.Errorf("usage: %s %s: %w", c.name, c.args, fs.ErrInvalid))
+				return
+			}
+			c.run(ctx, at, args, func(err error) {
+				if err != nil {
+					err = fmt.Errorf("%s: %w", quotable(line), err)
+				}
+				done(err)
+			})
+			return
 		}
-		if (c.args == "") != (args == "") && !strings.HasPrefix(c.args, "[") {
-			return fmt.Errorf("usage: %s %s: %w", c.name, c.args, fs.ErrInvalid)
-		}
-		if err := c.run(ctx, at, args); err != nil {
-			return fmt.Errorf("%s: %w", quotable(line), err)
-		}
-		return nil
+		done(fmt.Errorf("%q: %w: %w", quotable(line), errUsage, fs.ErrInvalid))
 	}
-	return fmt.Errorf("%q: %w: %w", quotable(line), errUsage, fs.ErrInvalid)
 }
 
 // quotable is what an error repeats of a command.
@@ -217,21 +228,26 @@ func quotable(line string) string {
 	return line
 }
 
-// on makes a command of a function that neither waits nor takes a context.
-func on(f func(At, string) error) func(context.Context, At, string) error {
-	return func(_ context.Context, at At, args string) error { return f(at, args) }
+// on makes a command of a function that takes no context.
+func on(f func(At, string) error) doer {
+	return func(_ context.Context, at At, args string, done func(error)) { done(f(at, args)) }
+}
+
+// during makes a command of a function that its caller can interrupt.
+func during(f func(context.Context, At, string) error) doer {
+	return func(ctx context.Context, at At, args string, done func(error)) { done(f(ctx, at, args)) }
 }
 
 var runtimeCommands = []command{
 	{"activate", "[MODEL]", "make MODEL the active one; without it, the newest load", on(func(at At, p string) error { return at.RT.Activate(p) })},
-	{"load", "MODEL", "bring a cold model into memory", func(ctx context.Context, at At, p string) error { return at.RT.Load(ctx, p) }},
+	{"load", "MODEL", "bring a cold model into memory", during(func(ctx context.Context, at At, p string) error { return at.RT.Load(ctx, p) })},
 	{"evict", "MODEL", "free its memory; SOURCE keeps it", on(func(at At, p string) error { return at.RT.Evict(p) })},
-	{"sync", "", "wait until SOURCE has everything", func(ctx context.Context, at At, _ string) error { return at.RT.Sync(ctx) }},
+	{"sync", "", "wait until SOURCE has everything", during(func(ctx context.Context, at At, _ string) error { return at.RT.Sync(ctx) })},
 }
 
 var modelCommands = []command{
 	{"activate", "", "make this the active model", on(func(at At, _ string) error { return at.RT.Activate(at.Path) })},
-	{"load", "", "bring the model into memory if it is cold", func(ctx context.Context, at At, _ string) error { return at.RT.Load(ctx, at.Path) }},
+	{"load", "", "bring the model into memory if it is cold", during(func(ctx context.Context, at At, _ string) error { return at.RT.Load(ctx, at.Path) })},
 	{"evict", "", "free its memory; SOURCE keeps it", on(func(at At, _ string) error { return at.RT.Evict(at.Path) })},
 	{"pin", "", "do not let it be evicted", on(func(at At, _ string) error { return at.RT.Pin(at.Path, true) })},
 	{"unpin", "", "let it be evicted again", on(func(at At, _ string) error { return at.RT.Pin(at.Path, false) })},
@@ -253,8 +269,8 @@ func showUsage(At) ([]byte, error)      { return usage(runtimeCommands), nil }
 func showModelUsage(At) ([]byte, error) { return usage(modelCommands), nil }
 func showDraftUsage(At) ([]byte, error) { return usage(draftCommands), nil }
 
-func doRuntime(ctx context.Context, at At, line string) error {
-	return run(ctx, runtimeCommands, at, line)
-}
-func doModel(ctx context.Context, at At, line string) error { return run(ctx, modelCommands, at, line) }
-func doDraft(ctx context.Context, at At, line string) error { return run(ctx, draftCommands, at, line) }
+var (
+	doRuntime = run(runtimeCommands)
+	doModel   = run(modelCommands)
+	doDraft   = run(draftCommands)
+)

@@ -45,7 +45,7 @@ type Row struct {
 	Page    bool                                    // the control page of the model
 	Segment bool                                    // the bytes of the loaded file
 	Output  bool                                    // the live directory tree
-	Do      func(context.Context, At, string) error // runs one command that was written
+	Do      doer                                    // runs one command that was written
 	Edit    func(at At, trunc bool) (Editor, error) // opens for writing
 	Stream  func(At, Caller) (Stream, error)        // opens a file whose reads wait
 	Make    func(At, string) error                  // mkdir of a child
