@@ -26,9 +26,10 @@ const (
 	opBatchForget = 42
 )
 
-// maxIdle is how many readers of the connection wait for a request at most. One
-// always does; more save starting a goroutine when requests come close together.
-const maxIdle = 4
+// Readers is how many threads wait for a request at most. One always does; more save
+// starting a goroutine when requests come close together. Go counts them as running
+// for a while: a program that serves should allow as many more of them (GOMAXPROCS).
+const Readers = 4
 
 // device is the connection to the kernel and the loop that serves it.
 //
@@ -127,7 +128,7 @@ func (d *device) loop() {
 	}
 	defer d.buffers.put(b)
 	for {
-		if d.idle.Add(1) > maxIdle {
+		if d.idle.Add(1) > Readers {
 			d.idle.Add(-1)
 			return // enough others wait
 		}

@@ -100,7 +100,7 @@ func eachChunk(ctx context.Context, values View, do func(i int, x []float32)) er
 	var next atomic.Int64
 	var group sync.WaitGroup
 	chunks := (values.Size() + 4*statsChunk - 1) / (4 * statsChunk)
-	for range min(int64(runtime.GOMAXPROCS(0)), chunks) {
+	for range min(int64(min(runtime.GOMAXPROCS(0), runtime.NumCPU())), chunks) {
 		group.Go(func() {
 			buffer := make([]float32, statsChunk)
 			for i := next.Add(1) - 1; i < chunks && ctx.Err() == nil; i = next.Add(1) - 1 {
