@@ -10,10 +10,18 @@ import (
 	"vbootfs/vectorboot"
 )
 
-// liveDir is an open directory of the store.
+// liveDir is an open directory of the store. Many programs open directories just
+// to have them, so it takes a descriptor when it is first read.
 type liveDir struct {
-	mu  sync.Mutex // one reader at a time
+	mu  sync.Mutex // one reader at a time; guards dir
 	dir *shm.Dir
+}
+
+func (d *liveDir) open(n *shm.Node) (err error) {
+	if d.dir == nil {
+		d.dir, err = n.OpenDir()
+	}
+	return err
 }
 
 // OpenDir opens a directory.
@@ -26,11 +34,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 			out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 		}
 	} else {
-		d, err := n.live.OpenDir()
-		if err != nil {
-			return status(err)
-		}
-		h.dir = &dirRead{live: liveDir{dir: d}}
+		h.dir = &dirRead{}
 	}
 	out.Fh = f.open(h)
 	return fuse.OK
@@ -54,6 +58,9 @@ func (f *FS) readDir(in *fuse.ReadIn, plus bool, out *fuse.DirEntryList) fuse.St
 	d := &h.dir.live
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.open(h.n.live); err != nil {
+		return status(err)
+	}
 	for off := int64(in.Offset); ; {
 		ents, err := d.dir.Read(off)
 		if err != nil || len(ents) == 0 {
