@@ -19,7 +19,8 @@ type bench struct {
 	serial int
 	shared map[string]*mount // by options
 	models map[string]string // generated ones, by key
-	py     *python
+	py     *worker
+	peer   *worker // gguf-parser-go
 }
 
 // side is one of the two things that a row compares.
@@ -51,8 +52,10 @@ func newBench(ctx context.Context, o options) (*bench, error) {
 }
 
 func (b *bench) close() error {
-	if b.py != nil {
-		b.py.close()
+	for _, w := range []*worker{b.py, b.peer} {
+		if w != nil {
+			w.close()
+		}
 	}
 	return b.Remove()
 }

@@ -11,11 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vbootfs/ggufview"
 )
 
 // header measures models that are almost only header: from the last write until
-// they are loaded.
+// they are loaded, and their reading alone.
 func (b *bench) header() error {
 	m, err := b.main()
 	if err != nil {
@@ -35,6 +37,51 @@ func (b *bench) header() error {
 			continue
 		}
 		if err := b.headerRows(m, c.name, c.gen); err != nil {
+			return err
+		}
+	}
+	return b.realHeaders()
+}
+
+// realVocabularies are models of llama.cpp's collection, where they are at hand.
+const realVocabularies = "../shared/data/real/*.gguf"
+
+func (b *bench) realHeaders() error {
+	files, err := filepath.Glob(realVocabularies)
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	return b.parsing(fmt.Sprintf("%d real vocabularies", len(files)), files...)
+}
+
+// parsing compares the reading of headers alone, of files that are in memory.
+func (b *bench) parsing(name string, files ...string) error {
+	ours := side{"mmap and ggufview.Parse", timed(func() error { return parseAll(files) })}
+	return errors.Join(
+		b.compare(pair{name: name + ", the header", goal: 10, ours: ours,
+			theirs: side{"gguf_init_from_file", func() ([]float64, error) { return b.ask("gguf_init", anys(files)...) }}}),
+		b.compare(pair{name: name + ", the header", goal: 8, ours: ours,
+			theirs: side{"gguf-parser-go, mapped, without long arrays", func() ([]float64, error) { return b.askPeer(files...) }}}),
+		b.compare(pair{name: name + ", the header", goal: 8, rounds: 1, ours: ours, cold: true,
+			theirs: side{"gguf-py GGUFReader", func() ([]float64, error) { return b.ask("gguf_reader", anys(files)...) }}}))
+}
+
+func parseAll(files []string) error {
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		st, err := f.Stat()
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		b, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+		if err == nil {
+			_, err = ggufview.Parse(b, st.Size())
+			err = errors.Join(err, unix.Munmap(b))
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}
 	}
@@ -74,8 +121,7 @@ func (b *bench) headerRows(m *mount, name string, g ggufview.Gen) error {
 	if len(event) > 0 {
 		b.report(name+", in the daemon", `"seconds" of the event`, pair{}.text(event), "until layout.tsv is read whole: "+pair{}.text(layout))
 	}
-	return b.compare(pair{name: name + " (gguf-py)", goal: 10, rounds: 1, cold: true, ours: ours,
-		theirs: side{"GGUFReader", func() ([]float64, error) { return b.ask("gguf_reader", shm) }}})
+	return b.parsing(name, shm)
 }
 
 // closing writes a model and gives the time of its close, and until its layout was read.

@@ -72,7 +72,9 @@ func (b *bench) drop(m *mount, name, keep string) error {
 // llamaLoad is the seconds from the call until there is a token.
 func (b *bench) llamaLoad(file string) func() ([]float64, error) {
 	return func() ([]float64, error) {
-		out, err := exec.CommandContext(b.ctx, b.python, "-c", llamaPy, file).Output()
+		cmd := exec.CommandContext(b.ctx, b.python, "-c", llamaPy, file)
+		cmd.Env = plainEnv()
+		out, err := cmd.Output()
 		if err != nil {
 			return nil, fmt.Errorf("llama.cpp: %w", err)
 		}

@@ -6,7 +6,7 @@
 //	table.go   numbers as text, docs/PERFORMANCE.md
 //	mount.go   mounting vbootfs; processes
 //	model.go   generated and real models
-//	python.go  peers in Python (peers.py, llama.py)
+//	python.go  peers in Python (peers.py, llama.py) and in Go (peer/, a module of its own)
 //	minimal.go a go-fuse file system of one file, a peer
 //
 // The other files are the groups.

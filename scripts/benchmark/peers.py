@@ -54,9 +54,10 @@ def gguf_init(*paths):
         lib.gguf_free(p)
 
 
-def gguf_reader(path):
+def gguf_reader(*paths):
     with clock():
-        gguf.GGUFReader(path)
+        for p in paths:
+            gguf.GGUFReader(p)
 
 
 @functools.cache
