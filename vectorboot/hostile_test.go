@@ -468,6 +468,12 @@ func FuzzNotes(f *testing.F) {
 	})
 }
 
+// What docs/SECURITY.md promises; cmd/vbootfs finds the sentences here.
+const (
+	onlyOurFiles = "A file of SOURCE that was replaced by a link, a FIFO, a device or another's file is neither read nor changed."
+	onlyOurDirs  = "A directory of SOURCE that was replaced by a link is not entered."
+)
+
 // TestNothingIsReadThroughLinks swaps files of SOURCE, as its user may at any time.
 func TestNothingIsReadThroughLinks(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -482,7 +488,7 @@ func TestNothingIsReadThroughLinks(t *testing.T) {
 		"a directory":     func(p string) error { return os.Mkdir(p, 0o755) },
 	}
 	for what, swap := range tests {
-		t.Run(what, func(t *testing.T) {
+		t.Run(onlyOurFiles+" "+what, func(t *testing.T) {
 			p := at(t, "d/x")
 			n := p.node(t, "d/x")
 			if err := os.Remove(filepath.Join(p.dir, "d/x")); err != nil {
@@ -497,7 +503,7 @@ func TestNothingIsReadThroughLinks(t *testing.T) {
 			closeSource(t, p)
 		})
 	}
-	t.Run("a link to a directory", func(t *testing.T) {
+	t.Run(onlyOurDirs, func(t *testing.T) {
 		p := at(t, "d/x", "e/x")
 		if err := os.Rename(filepath.Join(p.dir, "d"), filepath.Join(p.dir, "f")); err != nil {
 			t.Fatal(err)

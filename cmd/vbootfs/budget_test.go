@@ -54,6 +54,7 @@ func TestSmallFilesBesideALargeWrite(t *testing.T) {
 
 // TestAttributesAreBounded fills a file, and then the store, with extended attributes.
 func TestAttributesAreBounded(t *testing.T) {
+	promise(t, security, "Extended attributes are bounded for a file and for all, with ENOSPC.")
 	m := newMount(t, "none", "size=8M")
 	value := make([]byte, 60<<10)
 	fill := func(file, attr string) error {

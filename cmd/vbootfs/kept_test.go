@@ -98,6 +98,7 @@ func TestModelsInMemoryOutliveAFailedStart(t *testing.T) {
 
 // TestOneDaemonPerSource starts a second one that would keep its segments elsewhere.
 func TestOneDaemonPerSource(t *testing.T) {
+	promise(t, security, "Two daemons never write to the same SOURCE.")
 	a := makeModel(t, "1M", 1)
 	source := tempDir(t)
 	m := newMount(t, source)
