@@ -59,6 +59,7 @@ type Store struct {
 	limit int64
 
 	names, mostNames uint64 // see Config
+	trusted          bool   // marks are attributes that only root sees
 
 	used atomic.Int64 // bytes of files; counted only when !Private
 
@@ -170,6 +171,7 @@ func (s *Store) bringUp(priv bool) error {
 	if s.Notes, err = s.subdir(top, "notes", 0o700); err != nil {
 		return err
 	}
+	s.trust()
 	if !s.Private {
 		s.used.Store(treeBytes(s.Root))
 	}
@@ -258,10 +260,18 @@ func (s *Store) charge(delta int64) error {
 // Mark is the name of an extended attribute for the daemon's own notes on a
 // file. With privilege other processes can neither see nor set it.
 func (s *Store) Mark(note string) string {
-	if s.Private {
+	if s.trusted {
 		return "trusted.vbootfs." + note
 	}
 	return "user.vbootfs-mark." + note
+}
+
+// trust finds out whether this process may set trusted attributes: root of a user
+// namespace may mount, but not that.
+func (s *Store) trust() {
+	s.trusted = true
+	name := s.Mark("test")
+	s.trusted = s.Private && s.Notes.Setxattr(name, []byte("1"), 0) == nil && s.Notes.Removexattr(name) == nil
 }
 
 // IsMark reports whether an extended attribute is one of ours.

@@ -52,7 +52,49 @@ cmp "$b" source/a.gguf
 ! grep -E "level=error|panic" log
 `
 
-func TestUnprivileged(t *testing.T) {
+// namespaced is run by nobody as root of a user namespace of its own. $1 is the
+// program, $2 and $3 are models, $4 is a directory.
+const namespaced = `
+set -eu
+vbootfs=$1 a=$2 b=$3
+cd "$4"
+mkdir mnt source
+cp "$a" source/cold.gguf
+out=mnt/geometry_os_v7/output boot=mnt/vector_boot
+start() {
+	"$vbootfs" -f source mnt -o segdir="$PWD/segments",size=8M,log="$PWD/log" & pid=$!
+	until grep -qs "state running" $boot/status; do kill -0 $pid; done
+}
+start
+trap 'kill -9 $pid 2>/dev/null || true' EXIT
+cmp "$a" $out/cold.gguf
+cp "$a" $out/a.gguf
+cp "$b" $out/a.gguf
+cmp "$b" $boot/models/a.gguf/model.gguf
+cmp "$b" "$(sed -n 's/.*"segment":{"path":"\([^"]*\)".*/\1/p' $boot/layout.json)"
+! head -c 1000 "$a" >$out/bad.gguf
+kill -9 $pid
+wait $pid || true
+start
+[ "$(cat $boot/models/a.gguf/generation)" = 2 ]
+[ -z "$(getfattr -m - -d $out/a.gguf)" ]
+cmp "$b" $out/a.gguf
+rm $out/cold.gguf
+umount mnt
+wait $pid
+cmp "$b" source/a.gguf
+[ ! -e source/cold.gguf ]
+[ -z "$(ls -A segments 2>/dev/null)" ]
+! grep -E "level=error|panic" log
+`
+
+func TestUserNamespace(t *testing.T) { asNobody(t, `unshare -Urm sh -c "$@"`, namespaced) }
+
+func TestUnprivileged(t *testing.T) { asNobody(t, `sh -c "$@"`, unprivileged) }
+
+// asNobody lets nobody run a script in a way that says what becomes of it.
+func asNobody(t *testing.T, how, script string) {
+	t.Helper()
 	dir := tempDir(t)
 	for _, d := range []string{scratch, dir} {
 		if err := os.Chmod(d, 0o755); err != nil {
@@ -79,6 +121,6 @@ func TestUnprivileged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(t, "unshare", "-m", "sh", "-c", `mount --bind "$1" /dev/fuse && shift && exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c "$@"`,
-		"sh", fuse, unprivileged, "sh", binary, a, b, home)
+	must(t, "unshare", "-m", "sh", "-c", `mount --bind "$1" /dev/fuse && shift && exec setpriv --reuid=65534 --regid=65534 --clear-groups `+how,
+		"sh", fuse, script, "sh", binary, a, b, home)
 }
