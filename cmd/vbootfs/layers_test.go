@@ -16,7 +16,10 @@ var layers = map[string][]string{
 	"vbootfs/fs":          {"vbootfs/fs/tree", "vbootfs/vectorboot", "vbootfs/ggufview", "vbootfs/shm", "golang.org/x/sys/unix", "github.com/cespare/xxhash/v2", "github.com/hanwen/go-fuse/v2/", "github.com/moby/sys/mountinfo", "github.com/sirupsen/logrus"},
 	"vbootfs/cmd/vbootfs": {"vbootfs/", "golang.org/x/sys/unix", "github.com/dustin/go-humanize", "github.com/sirupsen/logrus", "github.com/spf13/"},
 
-	"vbootfs/scripts/benchmark": {"vbootfs/ggufview", "golang.org/x/sys/unix", "github.com/hanwen/go-fuse/v2/"},
+	"vbootfs/scripts/frame":     {"golang.org/x/sys/unix"},
+	"vbootfs/scripts/suite":     {"vbootfs/scripts/frame", "golang.org/x/sys/unix"},
+	"vbootfs/scripts/soaker":    {"vbootfs/scripts/frame", "golang.org/x/sys/unix"},
+	"vbootfs/scripts/benchmark": {"vbootfs/scripts/frame", "vbootfs/ggufview", "golang.org/x/sys/unix", "github.com/hanwen/go-fuse/v2/"},
 }
 
 func TestLayers(t *testing.T) {
