@@ -150,7 +150,7 @@ func (f *FS) makeRow(p *node, name string, out *fuse.EntryOut) fuse.Status {
 	if err != nil {
 		return status(err)
 	}
-	return f.entry(f.internRow(e), 0, out)
+	return f.entry(f.internRow(e), ttlOf(e), out)
 }
 
 // readersOf lists the processes that have a model's bytes open through the mount.

@@ -344,7 +344,7 @@ func (f *FS) attr(n *node, out *fuse.AttrOut) fuse.Status {
 	}
 	fromTree(&out.Attr, n.ent, a)
 	ttl := nameTTL
-	if n.ent.Live {
+	if n.ent.Live && !n.ent.IsDir() {
 		ttl = 0
 	} else if n.ent.At.Gen == nil && (n.ent.At.Path != "" || n.ent.IsDir()) {
 		ttl = attrTTL // the owner may change; below a generation that ends all names

@@ -79,9 +79,10 @@ type Entry struct {
 	ID string // path, and the generation where the content depends on it
 }
 
-// Fleeting reports whether the kernel must ask for the name each time.
+// Fleeting reports whether the kernel must ask for the name each time. It need
+// not for directories: one that comes and goes by itself is told of with its model.
 func (e Entry) Fleeting() bool {
-	return e.Row.Link != nil || e.At.Draft != nil || e.Live && e.IsDir() || e.Stream != nil
+	return e.Row.Link != nil || e.At.Draft != nil && !e.IsDir() || e.At.Session != 0 || e.Stream != nil
 }
 
 // Root is the top of the mount.
