@@ -290,7 +290,11 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	} else {
 		length = min(length, size-in.OffIn)
 	}
-	k, err := dst.n.live.Copy(from, int64(in.OffIn), int64(in.OffOut), int64(length))
+	var k int64
+	err := f.rt.Still(func() (err error) {
+		k, err = dst.n.live.Copy(from, int64(in.OffIn), int64(in.OffOut), int64(length))
+		return err
+	})
 	if k > 0 {
 		err = nil
 	}

@@ -280,8 +280,15 @@ func (m *Model) touch(things []string, n uint64) {
 	}
 }
 
-// Still runs f while no commit changes a segment: what it copies is one generation.
+// Still runs f, which copies files, so that each is of one generation: again when
+// a commit changed a segment meanwhile, and in the end while none can.
 func (rt *Runtime) Still(f func() error) error {
+	for range patience {
+		before := rt.patching.Load()
+		if err := f(); err != nil || before%2 == 0 && rt.patching.Load() == before {
+			return err
+		}
+	}
 	rt.change.Lock()
 	defer rt.change.Unlock()
 	return f()

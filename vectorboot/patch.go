@@ -39,7 +39,9 @@ func (rt *Runtime) patch(m *Model, g *Generation, s *step) ([]Change, error) {
 		rt.source.Dirty(g.Seg.Node)
 	}
 	m.page.begin()
+	rt.patching.Add(1)
 	err = write(g.Seg.Node, s.pieces, 0)
+	rt.patching.Add(1)
 	next := g.renumbered(m.next)
 	next.Seg.note(rt.store.Mark("generation"), next.N)
 	rt.mu.Lock()

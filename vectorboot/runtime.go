@@ -81,6 +81,7 @@ type Runtime struct {
 	sessions  atomic.Int64
 	policy    Policy // of new models
 	history   history
+	patching  atomic.Uint64 // odd while a segment is changed in place
 
 	mu     sync.RWMutex // guards models, active, chosen and every Model
 	models map[string]*Model

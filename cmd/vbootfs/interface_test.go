@@ -61,6 +61,26 @@ with open("a.gguf", "r+b", buffering=0) as f:
 		`cp "$A" a.gguf; echo more >>a.gguf; generation 2; [ "$(tail -c 5 a.gguf)" = more ]`},
 	{"An empty file written over a loaded model changes nothing.", `cp "$A" a.gguf; : >a.gguf; generation 1; cmp a.gguf "$A"`},
 	{"`touch` and `chmod` keep the generation.", `cp "$A" a.gguf; touch a.gguf; chmod 600 a.gguf; generation 1`},
+	{"A copy made by `cp` inside the mount is a model of its own, of one generation even while the original is being changed.",
+		`cp "$A" a.gguf; python3 -c '
+import os, subprocess, threading
+model = os.environ["BOOT"] + "/models/"
+size = int(open(model + "a.gguf/tensors/output.weight/nbytes").read())
+def change(n):
+    with open(model + "a.gguf/tensors/output.weight/data", "wb") as f:
+        f.write(bytes([n]) * size)
+change(0)
+writer = threading.Thread(target=lambda: [change(n) for n in range(100)])
+writer.start()
+while writer.is_alive():
+    subprocess.run(["cp", "a.gguf", "b.gguf"], check=True)
+    assert len(set(open(model + "b.gguf/tensors/output.weight/data", "rb").read())) == 1
+writer.join()'`},
+	{"A fork that takes no time and no memory is a hard link: `ln a.gguf b.gguf`, or `cp -l`.",
+		`cp "$A" a.gguf; cp -l a.gguf b.gguf; [ $(stat -c %i a.gguf) = $(stat -c %i b.gguf) ]; loaded b.gguf; cmp b.gguf "$A"`},
+	{"Both names share the memory until one of them is changed or written; that one then gets a segment of its own, and the other keeps its bytes and its generation.",
+		`cp "$A" a.gguf; ln a.gguf b.gguf; echo "set x uint8 1" >$BOOT/models/b.gguf/ctl; cmp a.gguf "$A"; generation 1; rm b.gguf; ln a.gguf b.gguf; echo more >>b.gguf; cmp a.gguf "$A"; generation 1
+		rm b.gguf; ln a.gguf b.gguf; cp "$B" b.gguf; cmp a.gguf "$A"; generation 1`},
 	{"Removing a file unloads its model.", `cp "$A" a.gguf; rm a.gguf; none`},
 	{"A model that was removed begins again at generation 1.", `cp "$A" a.gguf; cp "$B" a.gguf; rm a.gguf; cp "$A" a.gguf; generation 1`},
 	{"Renaming a model to another `*.gguf` keeps it loaded, with its generation.",
