@@ -185,9 +185,9 @@ func fio(r *run, dir string) (res result, err error) {
 }
 
 // stressors of stress-ng that work in a directory. Left out: io, which syncs the
-// whole machine, and what works on devices, /proc or other mounts.
+// whole machine, fanotify, which works on all mounts, and what works on devices or /proc.
 const stressors = `access aio chattr chdir chmod chown copy-file dentry dir dirdeep dirmany dnotify dup
-	fallocate fanotify fcntl file-ioctl filename flock fpunch fsize fstat getdent handle hdd inode-flags
+	fallocate fcntl file-ioctl filename flock fpunch fsize fstat getdent handle hdd inode-flags
 	inotify iomix ioprio lease link locka lockf lockofd mknod mmap msync open readahead rename revio
 	seek sendfile splice symlink sync-file touch utime xattr`
 
