@@ -165,7 +165,25 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if !h.write {
 		return fuse.OK
 	}
-	return status(f.judge(h.n, false))
+	if err := f.judge(h.n, false); err != nil {
+		return status(err)
+	}
+	return status(f.unsaved(h.n))
+}
+
+// unsaved is why SOURCE does not have what was written to the file before, once.
+func (f *FS) unsaved(n *node) error {
+	src := f.rt.Source()
+	if src == nil {
+		return nil
+	}
+	n.file.mu.Lock()
+	p, ok := f.pathOf(n)
+	n.file.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return src.Failure(p)
 }
 
 // wrote remembers who writes through a handle, 0 if the kernel does not say.

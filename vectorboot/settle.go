@@ -48,6 +48,9 @@ func (s *Source) drop(p string, durable bool) error {
 	if err := s.root.removeAll(p, s.spare); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	delete(s.errs, p) // nobody is left to be told
+	s.mu.Unlock()
 	if !durable {
 		return nil
 	}

@@ -380,10 +380,10 @@ func (s *Source) run() {
 			return
 		}
 		if err := s.reconcile(p, false); err != nil {
-			s.fail(p, err)
 			s.mu.Lock()
 			s.errs[p] = err
 			s.mu.Unlock()
+			s.fail(p, err)
 		}
 	}
 }
@@ -427,6 +427,15 @@ func (s *Source) fail(p string, err error) {
 		s.change.Broadcast()
 		s.mu.Unlock()
 	})
+}
+
+// Failure is the error of an earlier attempt to write p back, if nobody was told yet.
+func (s *Source) Failure(p string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.errs[p]
+	delete(s.errs, p)
+	return err
 }
 
 // Sync makes the file at p durable: content and name. The error of an earlier
