@@ -78,7 +78,7 @@ func (d *device) options() *fuse.MountOptions {
 	return &fuse.MountOptions{
 		Name:              fsType,
 		MaxWrite:          maxReply,
-		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO,
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		PanicHandler:      d.panics,
 		Logger:            log.New(debugWriter{d.log}, "", 0),
 	}

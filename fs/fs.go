@@ -41,8 +41,11 @@ import (
 
 // Kernel cache lifetimes. Names change only through this kernel or with a
 // notification; attributes of live files change under passthrough writes. A name in a
-// listing that may come to mean another file is not remembered at all: a new epoch
-// that begins while the kernel takes in the listing would leave it the old meaning.
+// listing that may come to mean another file is not remembered: a new epoch that
+// begins while the kernel takes in the listing would leave it the old meaning. It
+// brings its node along all the same, for that is what keeps the name of an open file
+// whose epoch is over: looked up without a listing before, it shows as "(deleted)" in
+// /proc.
 const (
 	nameTTL   = time.Hour
 	attrTTL   = time.Second

@@ -47,11 +47,25 @@ func (f *FS) openRow(c *call, n *node, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		return status(err)
 	}
 	out.Fh = f.open(&handle{n: n, pid: in.Pid, row: &rowRead{view: v}})
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	if n.ent.Live || n.ent.Slow { // only a direct read is interrupted with its reader
-		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-	}
+	out.OpenFlags = fuse.FOPEN_NOFLUSH | f.caching(n.ent, v.Size())
 	return fuse.OK
+}
+
+// uncached is the size in bytes from which computed values are not worth a copy in
+// the page cache.
+const uncached = 4 << 20
+
+// caching says how the kernel caches a row. What is large is not, where the kernel
+// can map such files all the same: values are computed about as fast as they are
+// copied, so going by way of the cache takes twice the time.
+func (f *FS) caching(e tree.Entry, size int64) uint32 {
+	switch {
+	case e.Live, e.Slow: // only a direct read is interrupted with its reader
+		return fuse.FOPEN_DIRECT_IO
+	case e.Large && size >= uncached && f.dev.flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0:
+		return fuse.FOPEN_DIRECT_IO
+	}
+	return fuse.FOPEN_KEEP_CACHE
 }
 
 // read fills buf from a view. A view that somebody cut meanwhile faults; that is an error, not a crash.

@@ -162,7 +162,9 @@ func (t *treeCheck) beingWritten(p string) bool {
 	}
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is right
 	for _, fd := range fds {
-		if target, err := os.Readlink(fd); err != nil || target != name {
+		target, err := os.Readlink(fd)
+		// The kernel may have looked the name up again since the file was opened.
+		if err != nil || strings.TrimSuffix(target, " (deleted)") != name {
 			continue
 		}
 		text, err := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))

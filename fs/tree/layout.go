@@ -98,8 +98,8 @@ var tensorRow = &Row{Mode: 0o555, Xattr: tensorXattrs, Rows: []*Row{
 	{Name: "nbytes", Mode: 0o444, Show: showBytes, Doc: "one value each"},
 	{Name: "info.json", Mode: 0o444, Show: showTensor, Doc: "all of that, as in layout.json"},
 	{Name: "raw.npy", Mode: 0o444, Data: dataRawNpy, Bytes: true, Doc: "the stored values for numpy.load"},
-	{Name: "f32.npy", Mode: 0o444, Data: dataF32Npy, Only: hasValues, Bytes: true},
-	{Name: "f32", Mode: 0o666, Data: dataF32, Edit: editF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
+	{Name: "f32.npy", Mode: 0o444, Data: dataF32Npy, Large: true, Only: hasValues, Bytes: true},
+	{Name: "f32", Mode: 0o666, Data: dataF32, Large: true, Edit: editF32, Only: hasValues, Bytes: true, Doc: "the values as float32, with header or without"},
 	{Name: "stats.json", Mode: 0o444, Data: dataStats, Only: hasValues, Bytes: true, Slow: true, Doc: "min, max, mean, std, zeros, histogram ..."},
 }}
 

@@ -63,6 +63,7 @@ type Row struct {
 	Keep  bool // Show is dear: it is called once per generation for the size, and again to read what the kernel dropped
 	Bytes bool // made of tensor data: opening it brings a cold model into memory
 	Quiet bool // not listed, so that tools which walk the tree do not wait on it; found by name all the same
+	Large bool // may be far larger than what is worth caching
 	Slow  bool // takes long to compute: a reader that is killed ends that
 }
 
