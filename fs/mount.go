@@ -44,7 +44,9 @@ type Options struct {
 	History    int64             // bytes kept of old generations; 0 = a 16th of the limit, negative = none
 	Log        *logrus.Logger
 
-	noPoll bool // programs that poll are told at once that files are ready: for tests, which are programs and daemon in one
+	// For tests, which are programs and daemon in one:
+	noPoll    bool // programs that poll are told at once that files are ready
+	oldKernel bool // names are forgotten one by one, as if the kernel had no epochs
 }
 
 // Mount is a mounted file system with its runtime.
@@ -90,6 +92,9 @@ func (m *Mount) mount() error {
 	f := newFS(m.rt, m.o)
 	if f.dev, err = connect(f, fd, m.o.Log); err != nil {
 		return errors.Join(err, unmount(m.o.Mountpoint, true))
+	}
+	if m.o.oldKernel {
+		f.dev.minor = epochMinor - 1
 	}
 	f.probe()
 	go func() {

@@ -153,8 +153,9 @@ func wantErr(t *testing.T, what string, have, want error) {
 	}
 }
 
-// modes runs a test with and without passthrough.
+// modes runs a test with and without passthrough, and as on a kernel without epochs.
 func modes(t *testing.T, test func(t *testing.T, s *site)) {
 	t.Run("default", func(t *testing.T) { test(t, mount(t)) })
+	t.Run("old kernel", func(t *testing.T) { test(t, mount(t, func(o *Options) { o.oldKernel = true })) })
 	t.Run("daemon", func(t *testing.T) { test(t, mount(t, func(o *Options) { o.NoPass = true })) })
 }

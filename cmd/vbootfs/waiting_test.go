@@ -18,7 +18,8 @@ import (
 
 func TestWaitingInEveryWay(t *testing.T) {
 	quote(t, "`poll`, `select` and `epoll`, level- and edge-triggered, wait for these files, and `O_NONBLOCK` makes `read()` fail with EAGAIN instead of waiting.",
-		"A signal ends a read that waits (EINTR).")
+		"A signal ends a read that waits (EINTR).",
+		"While an interrupt waits, other commands that are written to the same `ctl` wait for it; a signal ends it (EINTR).")
 	m := newMount(t, "none")
 	m.put(makeModel(t, "1M", 1), "a.gguf")
 	if out, code := m.run("python3", "testdata/waiting.py", m.boot(""), "a.gguf"); code != 0 {

@@ -116,22 +116,31 @@ class Signal(Exception):
     pass
 
 
-def interrupted(name):
-    """A signal ends a read that waits: Python would repeat it, did the handler not raise."""
-    def handler(*_):
-        raise Signal
+def handler(*_):
+    raise Signal
+
+
+def until_signal(call):
+    """A signal ends a call that waits: Python would repeat it, did the handler not raise."""
     signal.signal(signal.SIGALRM, handler)
-    fds = open_all()
-    fd = next(fd for fd, n in fds.items() if n == name)
-    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # again and again: one may come before the read
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)  # again and again: one may come before the call
     try:
         while True:
-            os.read(fd, 4096)
+            call()
     except Signal:
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        close_all(fds)
+
+
+def interrupted():
+    fds = open_all()
+    for fd in fds:
+        until_signal(lambda: os.read(fd, 4096))
+    ctl = os.open(f"{directory}/ctl", os.O_WRONLY)
+    until_signal(lambda: os.write(ctl, b"interrupt 1 timeout=1h"))  # this session never acknowledges
+    os.close(ctl)
+    close_all(fds)
 
 
 level(poller)
@@ -140,5 +149,4 @@ level(epoller(0))
 edge()
 nonblocking()
 writable()
-for name in ("wait", "session", "events"):
-    interrupted(name)
+interrupted()
