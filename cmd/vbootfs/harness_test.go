@@ -33,6 +33,9 @@ func testMain(m *testing.M) int {
 	if text := os.Getenv(clientEnv); text != "" {
 		return client(text)
 	}
+	if dir := os.Getenv(diskEnv); dir != "" {
+		return disk(dir)
+	}
 	var err error
 	if scratch, err = os.MkdirTemp("", "vbootfs-test-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -37,15 +37,19 @@ func client(text string) int {
 			err = e.writeOn()
 		}
 	}
-	if !gone(err) {
+	if !gone(err, e.Out) {
 		fmt.Fprintln(os.Stderr, e.Kind, err)
 		return 1
 	}
 	return 0
 }
 
-// gone reports whether an error says that the daemon has died.
-func gone(err error) bool {
+// gone reports whether an error says that the daemon has died. An open that it had
+// answered just before fails with EIO, because the kernel has forgotten the segment.
+func gone(err error, dir string) bool {
+	if errors.Is(err, unix.EIO) {
+		err = unix.Statfs(dir, new(unix.Statfs_t))
+	}
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 }
 

@@ -24,6 +24,15 @@ import (
 //
 // VBOOTFS_KILL_ROUNDS and VBOOTFS_KILL_SEED make more and other rounds.
 func TestKills(t *testing.T) {
+	for _, sentence := range []string{
+		"After a SIGKILL of the daemon at any point, the next mount of the same SOURCE shows every change whose system call had returned.",
+		"The change that was under way when the daemon was killed is there whole or not at all; of a file that was being written for the " +
+			"first time there may be a part, which is a failed model.",
+		"Programs that use the mount when the daemon is killed get ENOTCONN or ECONNABORTED, or EIO from an open under way; none hangs.",
+		"What a program has mapped when the daemon is killed stays readable and whole.",
+	} {
+		promise(t, semanticsPage, sentence)
+	}
 	k := &kills{
 		t: t, dir: makeBodies(t), source: tempDir(t), m: unmounted(t),
 		r: rand.New(rand.NewPCG(setting(t, "VBOOTFS_KILL_SEED", 1), 11)), worlds: []world{{}, {}},
