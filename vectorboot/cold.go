@@ -442,18 +442,23 @@ func (s *Source) fillOnce(ctx context.Context, f *os.File, p string, n *shm.Node
 	return s.fillFrom(ctx, f, p, n)
 }
 
-func (s *Source) fillFrom(ctx context.Context, f *os.File, p string, n *shm.Node) error {
+func (s *Source) fillFrom(ctx context.Context, f *os.File, p string, n *shm.Node) (err error) {
 	st, err := n.Stat()
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil { // as if nobody had tried
+			_ = n.Allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, st.Size)
+			_ = n.Utimes([2]unix.Timespec{st.Atim, st.Mtim})
+		}
+	}()
 	for done := int64(0); done < st.Size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		k, err := n.CopyFrom(int(f.Fd()), done, done, min(st.Size-done, 64<<20))
 		if err != nil {
-			_ = n.Allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, st.Size)
 			return fmt.Errorf("filling %s from SOURCE: %w", p, err)
 		}
 		if k == 0 {

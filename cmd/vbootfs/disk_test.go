@@ -17,6 +17,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -275,7 +276,10 @@ func (d *testDisk) loop(image string) string {
 // detach unmounts the ext4, if it is mounted.
 func (d *testDisk) detach() {
 	d.heal()
-	if err := unix.Unmount(d.mnt, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+	if on, err := mountinfo.Mounted(d.mnt); err != nil || !on {
+		return
+	}
+	if err := unmountSoon(d.mnt); err != nil {
 		d.t.Errorf("unmounting the disk: %v", err)
 		_ = unix.Unmount(d.mnt, unix.MNT_DETACH)
 	}

@@ -163,11 +163,25 @@ func (m *mount) stop() {
 	if m.proc < 0 {
 		return
 	}
-	if out, code := m.run("umount", m.dir); code != 0 {
-		m.t.Errorf("umount: %s", out)
+	if err := unmountSoon(m.dir); err != nil {
+		m.t.Errorf("umount: %v", err)
 		_ = unix.Kill(m.pid, unix.SIGTERM)
 	}
 	m.wait()
+}
+
+// unmountSoon is umount of what nobody uses. Others of the machine who watch all
+// mounts (fanotify, df) have a file of it open now and then, for a moment.
+func unmountSoon(dir string) error {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		out, err := exec.Command("umount", dir).CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if !bytes.Contains(out, []byte("busy")) || time.Now().After(end) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+	}
 }
 
 // kill ends the daemon as nothing can prepare for.
