@@ -20,7 +20,7 @@ import (
 )
 
 // start makes a runtime without models.
-func start(t *testing.T) *vectorboot.Runtime {
+func start(t testing.TB) *vectorboot.Runtime {
 	t.Helper()
 	store, err := shm.Open(shm.Config{ID: "tree", Base: t.TempDir(), Limit: 1 << 28})
 	if err != nil {
@@ -37,7 +37,7 @@ func start(t *testing.T) *vectorboot.Runtime {
 }
 
 // load makes bytes a model, as the mount does at close.
-func load(t *testing.T, rt *vectorboot.Runtime, p string, b []byte) {
+func load(t testing.TB, rt *vectorboot.Runtime, p string, b []byte) {
 	t.Helper()
 	dir, err := rt.Store().Live.Dup()
 	for _, name := range strings.Split(path.Dir(p), "/") {
