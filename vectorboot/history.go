@@ -191,6 +191,13 @@ func (rt *Runtime) History(p string) (list []Version) {
 	return append(list, Version{N: m.now.N, When: m.now.When, What: m.now.What})
 }
 
+// historyBytes is the memory that all history takes.
+func (rt *Runtime) historyBytes() int64 {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	return rt.history.used
+}
+
 // Rollback makes the content of an old generation the next one, as a commit
 // does: in place if only commits in place lie between, as a new segment
 // otherwise. Of the policy, allow and forbid hold for tensors that change in

@@ -109,26 +109,6 @@ func (rt *Runtime) Passthrough() string {
 // Uptime is the time since the start.
 func (rt *Runtime) Uptime() time.Duration { return time.Since(rt.Start) }
 
-// Change tells an observer that cached views of a model are out of date.
-type Change struct {
-	Path  string
-	Gone  bool    // the name went away or came into being, not only its content
-	Moved bool    // the name in the live tree stands for another file now
-	Data  []patch // ranges of the segment Ino that were changed in place
-	Ino   uint64
-
-	told func() // wakes who waits for the change
-}
-
-// Told says that observers have heard of the change: what they remembered is
-// gone, and whoever waits for the change may look. Everybody who gets a Change
-// tells, and then calls this.
-func (c Change) Told() {
-	if c.told != nil {
-		c.told()
-	}
-}
-
 // New makes a runtime over a store. With a source, files are written back to it
 // and cold files are read from it.
 func New(store *shm.Store, source *Source) *Runtime {
@@ -144,11 +124,6 @@ func New(store *shm.Store, source *Source) *Runtime {
 	}
 	return rt
 }
-
-// Observe registers the one function that hears of changes which the runtime
-// makes by itself. It is called without locks, before the caller is answered.
-// Changes made by a call that returns them are the caller's to tell.
-func (rt *Runtime) Observe(f func(Change)) { rt.observe = f }
 
 // Store is the segment store.
 func (rt *Runtime) Store() *shm.Store { return rt.store }
@@ -486,16 +461,6 @@ func (rt *Runtime) Known(p string) bool {
 	rt.mu.RLock()
 	defer rt.mu.RUnlock()
 	return rt.models[p] != nil
-}
-
-// tell passes changes to the observer. No lock is held.
-func (rt *Runtime) tell(changes []Change) {
-	for _, c := range changes {
-		rt.observe(c)
-	}
-	for _, c := range changes {
-		c.Told()
-	}
 }
 
 // oneLine keeps an error on one line of a file, without what would do something on

@@ -38,6 +38,7 @@ var Metrics = []Metric{
 	{"models", "models known", true, func(rt *Runtime) float64 { return float64(len(rt.Paths())) }},
 	{"resident_bytes", "shared memory in use", true, func(rt *Runtime) float64 { used, _ := rt.store.Usage(); return float64(used) }},
 	{"limit_bytes", "shared memory limit", true, func(rt *Runtime) float64 { _, limit := rt.store.Usage(); return float64(limit) }},
+	{"history_bytes", "shared memory that is kept of old generations", true, func(rt *Runtime) float64 { return float64(rt.historyBytes()) }},
 	{"pending_files", "files not yet written back to SOURCE", true, func(rt *Runtime) float64 { n, _ := rt.Pending(); return float64(n) }},
 	{"pending_bytes", "bytes not yet written back to SOURCE", true, func(rt *Runtime) float64 { _, b := rt.Pending(); return float64(b) }},
 	{"uptime_seconds", "seconds since the start", true, func(rt *Runtime) float64 { return rt.Uptime().Truncate(time.Millisecond).Seconds() }},
