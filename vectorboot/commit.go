@@ -123,6 +123,7 @@ func (rt *Runtime) advance(doing string, t target, decide func(*Model, *Generati
 		}
 		rt.Stats.Commits.Add(1)
 		rt.tell(changes)
+		rt.saveHeld()
 		if rt.source != nil {
 			rt.source.MarkLater(changes[0].Path)
 		}

@@ -3,6 +3,7 @@ package vectorboot
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +35,23 @@ type past struct {
 	bytes int64
 
 	ranges []patch   // what was overwritten; the old bytes, one after another, are in
-	file   *shm.Node // owned
+	file   *shm.Node // owned; or still in
+	held   []byte    // from buffers
 	whole  *Generation
+}
+
+// maxHeld is how many bytes a commit holds outside of the store at most. New
+// memory there can be slow, so it is taken when readers have seen the commit.
+const maxHeld = 4 << 20
+
+// buffers are for held.
+var buffers = sync.Pool{New: func() any { return new([maxHeld]byte) }}
+
+func (x *past) release() {
+	if x.held != nil {
+		buffers.Put((*[maxHeld]byte)(x.held[:maxHeld]))
+		x.held = nil
+	}
 }
 
 // cost is the memory that is used, in bytes: whole pages.
@@ -45,6 +61,8 @@ func (x *past) cost() int64 { return (x.bytes + shm.PageSize - 1) &^ (shm.PageSi
 func (x *past) close() {
 	switch {
 	case x == nil:
+	case x.held != nil:
+		x.release()
 	case x.whole != nil:
 		x.whole.Release()
 	case x.file != nil:
@@ -58,6 +76,7 @@ type history struct {
 	limit int64   // bytes
 	used  int64   // bytes of memory
 	all   []*past // oldest first
+	held  []*past // that hold bytes outside of the store, unless they are closed
 }
 
 // SetHistory bounds the bytes that are kept for rollback, over all models; 0 keeps nothing.
@@ -122,21 +141,63 @@ func (rt *Runtime) preserve(m *Model, g *Generation, pieces []piece) *past {
 	if x.bytes = total(x.ranges); !rt.room(x) {
 		return nil
 	}
-	n, err := rt.store.Stage.Tmpfile(0o600, nil)
-	if err != nil {
-		return nil
+	into := func(off, at, n int64) (err error) {
+		_, err = g.Seg.Node.ReadAt(x.held[at:at+n], off)
+		return err
 	}
-	x.file = n
+	if x.bytes <= maxHeld {
+		x.held = buffers.Get().(*[maxHeld]byte)[:x.bytes]
+	} else {
+		n, err := rt.store.Stage.Tmpfile(0o600, nil)
+		if err != nil {
+			return nil
+		}
+		x.file = n
+		into = func(off, at, size int64) error { return write(n, []piece{{patch{off, size}, g.Seg.Node, off}}, at-off) }
+	}
 	at := int64(0)
 	for _, r := range x.ranges {
-		b, _ := g.Slice(r.Off, r.Bytes) // faster than from file to file
-		if _, err := n.WriteAt(b, at); err != nil {
-			n.Close()
+		if err := into(r.Off, at, r.Bytes); err != nil {
+			x.close()
 			return nil
 		}
 		at += r.Bytes
 	}
 	return x
+}
+
+// save moves what is held to the store. Caller holds change.
+func (rt *Runtime) save(x *past) error {
+	if x.held == nil {
+		return nil
+	}
+	n, err := rt.store.Stage.Tmpfile(0o600, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := n.WriteAt(x.held, 0); err != nil {
+		n.Close()
+		return err
+	}
+	x.release()
+	x.file = n
+	return nil
+}
+
+// saveHeld moves to the store what commits hold; what finds no room there is
+// forgotten, with what is older.
+func (rt *Runtime) saveHeld() {
+	rt.change.Lock()
+	defer rt.change.Unlock()
+	for _, x := range rt.history.held {
+		if rt.save(x) == nil {
+			continue
+		}
+		for slices.Contains(x.m.past, x) {
+			rt.dropFirst(x.m)
+		}
+	}
+	rt.history.held = nil
 }
 
 // retain keeps a segment that is being replaced. Caller holds change.
@@ -165,6 +226,9 @@ func (rt *Runtime) remember(m *Model, x *past, now version) {
 	x.version = was
 	m.past = append(m.past, x)
 	rt.history.all = append(rt.history.all, x)
+	if x.held != nil {
+		rt.history.held = append(rt.history.held, x)
+	}
 	rt.history.used += x.cost()
 }
 
@@ -224,7 +288,7 @@ func (rt *Runtime) back(m *Model, g *Generation, n uint64) (*step, error) {
 	if w := slices.IndexFunc(undo, func(x *past) bool { return x.whole != nil }); w >= 0 {
 		base, undo, s.replaces = undo[w].whole, undo[:w], true
 	}
-	if err := s.undo(undo); err != nil {
+	if err := rt.undo(s, undo); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -249,9 +313,12 @@ func (rt *Runtime) back(m *Model, g *Generation, n uint64) (*step, error) {
 }
 
 // undo makes pieces of what was overwritten: of each range the oldest bytes.
-func (s *step) undo(list []*past) error {
+func (rt *Runtime) undo(s *step, list []*past) error {
 	oldest := map[patch]int{} // index in pieces
 	for _, x := range slices.Backward(list) {
+		if err := rt.save(x); err != nil {
+			return err
+		}
 		file, err := x.file.Dup() // what is kept may be dropped before the step is done
 		if err != nil {
 			return err
