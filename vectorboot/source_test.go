@@ -232,7 +232,12 @@ func TestColdFilesAreFilledInPlace(t *testing.T) {
 
 func TestWriteBackErrors(t *testing.T) {
 	dir := t.TempDir()
-	p := newPair(t, dir)
+	p := idle(t, dir, t.TempDir()) // the error would come once more, of the write-back behind
+	t.Cleanup(func() {
+		if err := p.Store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	var failed []Event
 	p.src.report = func(e Event) { failed = append(failed, e) }
 	block := filepath.Join(dir, workDir)
