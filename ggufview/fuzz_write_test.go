@@ -44,6 +44,10 @@ func FuzzSafetensors(f *testing.F) {
 		if unique := len(shown) == len(descs)+1; (err == nil) != unique {
 			t.Fatalf("%d names for %d tensors: %v", len(shown), len(descs), err)
 		}
+		size, sizeErr := SafetensorsSize(map[string]string{key: value}, len(descs), func(i int) TensorDesc { return descs[i] }, F32)
+		if (sizeErr == nil) != (err == nil) || err == nil && size != v.Size() {
+			t.Fatalf("size %d, %v", size, sizeErr)
+		}
 		if err != nil {
 			return
 		}

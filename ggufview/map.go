@@ -312,7 +312,9 @@ func (m *fileMap) treemap() {
 
 // layOut draws cells in a place, and what is in them. Text has no outline.
 func (m *fileMap) layOut(cells []cell, in rect) {
-	slices.SortStableFunc(cells, func(a, b cell) int { return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(len(a.name), len(b.name)), cmp.Compare(a.name, b.name)) })
+	slices.SortStableFunc(cells, func(a, b cell) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(len(a.name), len(b.name)), cmp.Compare(a.name, b.name))
+	})
 	weights := make([]float64, len(cells))
 	for i := range cells {
 		weights[i] = cells[i].weight

@@ -3,6 +3,7 @@ package ggufview
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 )
@@ -22,9 +23,9 @@ var safetensorsTypes = map[Type]string{
 
 // stEntry is a tensor's value in the JSON header.
 type stEntry struct {
-	Dtype   string
-	Shape   []int64
-	Offsets [2]int64
+	dtype string
+	shape []int64
+	bytes int64
 }
 
 // Safetensors is a whole model as a safetensors file: meta as __metadata__ and
@@ -35,105 +36,141 @@ type stEntry struct {
 // byte. Errors: two tensors under one name, a tensor named __metadata__, sizes
 // that do not fit the shapes.
 func Safetensors(meta map[string]string, tensors []TensorDesc, raw func(i int) View, quantAs Type) (View, error) {
-	if quantAs != F32 && quantAs != BF16 {
-		return nil, fmt.Errorf("safetensors: quantised tensors as %v, want F32 or BF16", quantAs)
+	h := stHeader{}
+	if err := h.write(meta, len(tensors), func(i int) TensorDesc { return tensors[i] }, quantAs); err != nil {
+		return nil, err
 	}
-	h := stHeader{jsonText{dst: []byte("{")}, make(map[string]bool, len(tensors)+1)}
-	h.seen["__metadata__"] = true
-	if len(meta) > 0 {
-		h.raw(`"__metadata__":`)
-		h.meta(meta)
-	}
-	parts := make([]View, 1, len(tensors)+1) // the header comes first, when it is complete
-	var off int64
+	parts := make([]View, 1, len(tensors)+1)
+	parts[0] = Bytes(append(le.AppendUint64(nil, uint64(len(h.dst))), h.dst...))
 	for i := range tensors {
-		entry, body, err := stTensor(&tensors[i], raw(i), quantAs)
+		body, err := stBody(&tensors[i], raw(i), quantAs)
 		if err != nil {
 			return nil, fmt.Errorf("safetensors: %w", err)
 		}
-		entry.Offsets = [2]int64{off, off + body.Size()}
-		off = entry.Offsets[1]
-		if err := h.add(tensors[i].Name); err != nil {
-			return nil, err
-		}
-		h.tensor(entry)
 		parts = append(parts, body)
 	}
-	parts[0] = Bytes(h.bytes())
 	return Concat(parts...), nil
 }
 
-// stTensor chooses how a tensor is stored.
-func stTensor(d *TensorDesc, raw View, quantAs Type) (stEntry, View, error) {
-	if err := d.check(raw); err != nil {
-		return stEntry{}, nil, err
+// SafetensorsSize is the size of what Safetensors makes of n tensors, or its
+// error, found without making anything.
+func SafetensorsSize(meta map[string]string, n int, desc func(i int) TensorDesc, quantAs Type) (int64, error) {
+	h := stHeader{jsonText: jsonText{measure: true}}
+	if err := h.write(meta, n, desc, quantAs); err != nil {
+		return 0, err
 	}
-	shape := append([]int64{}, d.Shape...) // never null in JSON
+	return 8 + h.n + h.values, nil
+}
+
+// stored says how the tensor is stored.
+func (d *TensorDesc) stored(quantAs Type) (e stEntry, err error) {
+	n, err := d.elements()
+	if err != nil {
+		return e, err
+	}
+	info := &types[d.Type]
+	size := n / int64(info.block) * int64(info.bytes)
 	if dtype, ok := safetensorsTypes[d.Type]; ok {
-		body, err := nativeView(d.Type, d.BigEndian, raw)
-		return stEntry{Dtype: dtype, Shape: shape}, body, err
+		return stEntry{dtype, d.Shape, size}, nil
 	}
 	if !d.Type.CanDequantize() {
-		return stEntry{Dtype: "U8", Shape: d.bytesShape()}, raw, nil
+		return stEntry{"U8", d.bytesShape(), size}, nil
 	}
-	convert := F32View
-	if quantAs == BF16 {
-		convert = BF16View
+	if n > math.MaxInt64/4 {
+		return e, fmt.Errorf("tensor %q: too large as %v", d.Name, quantAs)
 	}
-	body, err := convert(d.Type, d.BigEndian, raw)
-	return stEntry{Dtype: quantAs.String(), Shape: shape}, body, err
+	return stEntry{quantAs.String(), d.Shape, n * int64(types[quantAs].bytes)}, nil
 }
 
-// stHeader writes the JSON object in order, which a map would not keep.
+// stBody is the values of a tensor as they are stored.
+func stBody(d *TensorDesc, raw View, quantAs Type) (View, error) {
+	if err := d.check(raw); err != nil {
+		return nil, err
+	}
+	if _, ok := safetensorsTypes[d.Type]; ok {
+		return nativeView(d.Type, d.BigEndian, raw)
+	}
+	if !d.Type.CanDequantize() {
+		return raw, nil
+	}
+	if quantAs == BF16 {
+		return BF16View(d.Type, d.BigEndian, raw)
+	}
+	return F32View(d.Type, d.BigEndian, raw)
+}
+
+// stHeader writes the JSON object in order, which a map would not keep, or
+// measures it.
 type stHeader struct {
 	jsonText
-	seen map[string]bool // of all names, as they are shown: two may differ only in bad bytes
+	values int64 // bytes of the values so far
 }
 
-// add begins an entry.
-func (h *stHeader) add(name string) error {
-	name = strings.ToValidUTF8(name, "\ufffd")
-	if h.seen[name] {
-		return fmt.Errorf("safetensors: the name %q is taken", name)
+// write makes the whole header, padded so that values start at a multiple of eight.
+func (h *stHeader) write(meta map[string]string, n int, desc func(i int) TensorDesc, quantAs Type) error {
+	if quantAs != F32 && quantAs != BF16 || n > maxEntries {
+		return fmt.Errorf("safetensors: %d tensors, quantised ones as %v", n, quantAs)
 	}
-	h.seen[name] = true
-	if len(h.dst) > 1 {
-		h.raw(",")
+	const metaName = "__metadata__"
+	sep := "{"
+	if len(meta) > 0 {
+		h.raw(sep + `"` + metaName + `":`)
+		h.meta(meta)
+		sep = ","
 	}
-	h.text([]byte(name))
-	h.raw(":")
+	names := newIndex(n) // as they are shown: two may differ only in bad bytes
+	name := func(i int) string { return strings.ToValidUTF8(desc(i).Name, "\ufffd") }
+	for i := range n {
+		d, shown := desc(i), name(i)
+		if _, dup := names.add(shown, i, name); dup || shown == metaName {
+			return fmt.Errorf("safetensors: the name %q is taken", shown)
+		}
+		if !d.Type.Known() {
+			return fmt.Errorf("safetensors: tensor %q: unknown %v", d.Name, d.Type)
+		}
+		e, err := d.stored(quantAs)
+		if err != nil {
+			return fmt.Errorf("safetensors: %w", err)
+		}
+		if e.bytes > math.MaxInt64/2-h.values {
+			return fmt.Errorf("safetensors: more than 2^62 bytes")
+		}
+		h.raw(sep)
+		h.text([]byte(shown))
+		h.tensor(e)
+		sep = ","
+	}
+	if sep == "{" {
+		h.raw(sep)
+	}
+	h.raw("}")
+	h.raw("       "[:(8-(int(h.n)+len(h.dst))%8)%8])
 	return nil
 }
 
 func (h *stHeader) tensor(e stEntry) {
-	h.raw(`{"dtype":"` + e.Dtype + `","shape":[`)
-	for i, n := range e.Shape {
+	h.raw(`:{"dtype":"` + e.dtype + `","shape":[`)
+	for i, n := range e.shape {
 		if i > 0 {
 			h.raw(",")
 		}
 		h.int("", n)
 	}
-	h.int(`],"data_offsets":[`, e.Offsets[0])
-	h.int(",", e.Offsets[1])
+	h.int(`],"data_offsets":[`, h.values)
+	h.values += e.bytes
+	h.int(",", h.values)
 	h.raw("]}")
 }
 
 // meta writes the strings by name.
 func (h *stHeader) meta(values map[string]string) {
-	for i, k := range slices.Sorted(maps.Keys(values)) {
-		if h.raw("{"); i > 0 {
-			h.dst[len(h.dst)-1] = ','
-		}
+	sep := "{"
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		h.raw(sep)
 		h.text([]byte(k))
 		h.raw(":")
 		h.text([]byte(values[k]))
+		sep = ","
 	}
 	h.raw("}")
-}
-
-// bytes is the finished header with its length, padded so that values start at a multiple of eight.
-func (h *stHeader) bytes() []byte {
-	text := append(h.dst, '}')
-	text = append(text, "       "[:(8-len(text)%8)%8]...)
-	return append(le.AppendUint64(nil, uint64(len(text))), text...)
 }

@@ -84,6 +84,10 @@ func testSafetensors(t *testing.T, as Type, bigEndian bool) {
 		t.Errorf("%d bytes of values, want %d", len(body), off)
 	}
 	checkWindows(t, "safetensors", v, readAll(t, v), 1)
+	size, err := SafetensorsSize(map[string]string{"k": "v\x00é"}, len(descs), func(i int) TensorDesc { return descs[i] }, as)
+	if err != nil || size != v.Size() {
+		t.Errorf("size %d, want %d: %v", size, v.Size(), err)
+	}
 }
 
 func expectSafetensor(t *testing.T, d TensorDesc, raw View, as Type) (dtype string, shape []int64, v View) {

@@ -109,11 +109,13 @@ type safetensorsSize struct {
 func (at At) safetensorsSize(quantAs ggufview.Type) safetensorsSize {
 	type key struct{ ggufview.Type }
 	v, _ := at.Gen.Once(key{quantAs}, func() (any, error) {
-		v, err := at.safetensors(quantAs)
-		if err != nil {
-			return safetensorsSize{err: err}, nil
+		f := at.Gen.Info
+		desc := func(i int) ggufview.TensorDesc {
+			t := f.TensorAt(i)
+			return descOf(f, &t)
 		}
-		return safetensorsSize{bytes: v.Size()}, nil
+		n, err := ggufview.SafetensorsSize(safetensorsMeta(f), f.NumTensors(), desc, quantAs)
+		return safetensorsSize{n, err}, nil
 	})
 	return v.(safetensorsSize)
 }
