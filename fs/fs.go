@@ -21,8 +21,9 @@
 //	notify.go  what the kernel is told
 //	prune.go   what it is asked to forget
 //
-// Lock order: file.mu, then Runtime.Names, then FS.mu. None is held while the kernel
-// is notified, for the kernel may wait for us meanwhile.
+// Lock order: file.mu, then Runtime.Names, then FS.mu; waiting.mu after all locks of
+// the runtime but those of its hubs and events; device.mu and call.mu last. None is
+// held while the kernel is notified, for the kernel may wait for us meanwhile.
 package fs
 
 import (

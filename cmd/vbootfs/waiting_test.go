@@ -156,6 +156,8 @@ var busy = []string{
 	`cp $1/a.gguf $1/$2.gguf; mv $1/$2.gguf $1/x$2.gguf; rm $1/x$2.gguf`,
 	`mkdir $1/$2; touch $1/$2/a; mv $1/$2/a $1/$2/b; ls -l $1 $0/models; rm $1/$2/b; rmdir $1/$2`,
 	`ls -lR $0/models/a.gguf`,
+	`cat $1/a.gguf $0/models/a.gguf/model.gguf >/dev/null`,
+	`python3 -c 'import mmap, sys; sum(mmap.mmap(open(sys.argv[1], "rb").fileno(), 0, prot=mmap.PROT_READ)[::4096])' $1/a.gguf`,
 	`echo interrupt 1 >$0/models/a.gguf/ctl`,
 }
 
@@ -167,8 +169,8 @@ func TestKilledDaemonLeavesNobodyHanging(t *testing.T) {
 	r := rand.New(rand.NewPCG(6, 7))
 	from := makeModel(t, "1M", 1)
 	m := unmounted(t)
-	for range rounds {
-		m.start("none")
+	for round := range rounds {
+		m.start("none", [][]string{nil, {"no_passthrough"}}[round%2]...)
 		m.put(from, "a.gguf")
 		var work []*exec.Cmd
 		for i, script := range append(busy, busy...) {
