@@ -14,19 +14,24 @@ var noPosix = map[string]string{
 }
 
 // TestPosix runs the contract tests of go-fuse on the output directory.
-func TestPosix(t *testing.T) {
-	modes(t, func(t *testing.T, s *site) {
-		for name, test := range posixtest.All {
-			if noPosix[name] != "" {
-				continue
-			}
-			t.Run(name, func(t *testing.T) {
-				dir := filepath.Join(s.out, name)
-				if err := os.Mkdir(dir, 0o755); err != nil {
-					t.Fatal(err)
-				}
-				test(t, dir)
-			})
+func TestPosix(t *testing.T) { modes(t, posix) }
+
+// TestPosixWithSource runs them while what they make is written back behind them.
+func TestPosixWithSource(t *testing.T) {
+	posix(t, mount(t, func(o *Options) { o.Source = t.TempDir() }))
+}
+
+func posix(t *testing.T, s *site) {
+	for name, test := range posixtest.All {
+		if noPosix[name] != "" {
+			continue
 		}
-	})
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(s.out, name)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			test(t, dir)
+		})
+	}
 }

@@ -211,7 +211,11 @@ func (s *Source) copyXattrs(fd int, n *shm.Node) error {
 		if err != nil {
 			continue
 		}
-		if err := unix.Setxattr(viaProc(fd), name, val[:k], 0); err != nil && err != unix.ENOTSUP {
+		switch err := unix.Setxattr(viaProc(fd), name, val[:k], 0); err {
+		case nil, unix.ENOTSUP:
+		case unix.ENOSPC, unix.E2BIG, unix.ERANGE: // ext4 holds 4 KiB of them; the bytes go all the same
+			s.report(Event{Event: "writeback_failed", Error: oneLine("SOURCE has no room for an attribute: " + name)})
+		default:
 			return err
 		}
 	}
