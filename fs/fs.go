@@ -71,6 +71,7 @@ type FS struct {
 	handles  map[uint64]*handle
 	staged   map[uint32]*stage // by thread: opens that were sent back to look again
 	pruning  pruning
+	ofModel  map[string]map[uint64]*node // rows that hold a generation, by the path of the model
 	nextNode uint64
 	nextFh   uint64
 }
@@ -83,6 +84,7 @@ type node struct {
 
 	lookups uint64 // guarded by FS.mu
 	holds   int    // handles; guarded by FS.mu
+	stale   bool   // a row of a model's earlier segment; guarded by FS.mu
 
 	live *shm.Node  // a file of the store, or
 	ent  tree.Entry // a row
@@ -114,7 +116,7 @@ func newFS(rt *vectorboot.Runtime, o Options) *FS {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		log:           o.Log, rt: rt, store: rt.Store(), noPass: o.NoPass, noPoll: o.noPoll,
 		nodes: map[uint64]*node{}, byKey: map[any]*node{}, handles: map[uint64]*handle{},
-		staged: map[uint32]*stage{}, pruning: newPruning(), nextNode: fuse.FUSE_ROOT_ID,
+		staged: map[uint32]*stage{}, pruning: newPruning(), ofModel: map[string]map[uint64]*node{}, nextNode: fuse.FUSE_ROOT_ID,
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, key: "", ent: tree.Root(rt), lookups: 1}
 	f.nodes[root.id], f.byKey[root.key] = root, root
@@ -201,6 +203,12 @@ func (f *FS) add(n *node) *node {
 	if n.live != nil && f.pruning.more() {
 		go f.prune()
 	}
+	if p, ok := n.model(); ok {
+		if f.ofModel[p] == nil {
+			f.ofModel[p] = map[uint64]*node{}
+		}
+		f.ofModel[p][n.id] = n
+	}
 	return n
 }
 
@@ -226,6 +234,11 @@ func (f *FS) drop(n *node) {
 		}
 		if n.live != nil {
 			f.pruning.less()
+		}
+		if p, ok := n.model(); ok {
+			if delete(f.ofModel[p], n.id); len(f.ofModel[p]) == 0 {
+				delete(f.ofModel, p)
+			}
 		}
 	}
 	f.mu.Unlock()
@@ -267,7 +280,12 @@ func (f *FS) close(fh uint64) *handle {
 func (f *FS) unhold(n *node) {
 	f.mu.Lock()
 	n.holds--
+	last := n.stale && n.holds == 0
 	f.drop(n)
+	if last {
+		p, _ := n.model()
+		f.forgetStale(p)
+	}
 }
 
 // releaseAll closes what the kernel did not release before the mount ended.

@@ -2,9 +2,12 @@ package fs
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"vbootfs/vectorboot"
 )
 
 // A file that the kernel remembers costs this process a descriptor, and the kernel
@@ -82,6 +85,58 @@ func (f *FS) prune() {
 	close(f.pruning.busy)
 	f.pruning.busy = nil
 	f.mu.Unlock()
+}
+
+// model is the path of the model of which a row holds a generation; false for others.
+func (n *node) model() (string, bool) {
+	switch {
+	case n.live != nil || n.ent.At.Gen == nil:
+		return "", false
+	case n.ent.At.Path == "": // of the active model
+		return n.ent.At.Gen.Path, true
+	}
+	return n.ent.At.Path, true
+}
+
+// forgetStale makes the kernel forget what it remembers of a model's earlier
+// segments: each such row, and the file, would keep one in memory.
+func (f *FS) forgetStale(p string) {
+	cur := f.rt.Acquire(p)
+	if cur != nil {
+		defer cur.Release()
+	}
+	idle := map[uint64]bool{}
+	f.mu.Lock()
+	for id, n := range f.ofModel[p] {
+		g := n.ent.At.Gen
+		if n.stale = !sameSegment(cur, g); !n.stale {
+			continue
+		}
+		idle[id] = n.holds == 0
+		if g.Seg == nil {
+			continue
+		}
+		if file := f.byKey[g.Seg.Ino]; file != nil {
+			idle[file.id] = file.holds == 0
+		}
+	}
+	f.mu.Unlock()
+	maps.DeleteFunc(idle, func(_ uint64, is bool) bool { return !is })
+	ids := slices.Sorted(maps.Keys(idle))
+	slices.Reverse(ids) // what is in a directory goes before it
+	f.dev.forgetNodes(ids)
+}
+
+// sameSegment says whether two generations, of which the first may be nil, have
+// the same bytes in memory.
+func sameSegment(a, b *vectorboot.Generation) bool {
+	switch {
+	case a == nil:
+		return false
+	case a.Seg == nil || b.Seg == nil: // a model in several files
+		return a.N == b.N
+	}
+	return a.Seg.Ino == b.Seg.Ino
 }
 
 // forgetNodes makes the kernel drop inodes that no program uses. It waits for nobody.

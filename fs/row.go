@@ -190,6 +190,10 @@ func (f *FS) changed(c vectorboot.Change) {
 		f.patched(c)
 	}
 	f.forget(f.outdated(c)...)
+	f.forgetStale(c.Path)
+	if whole, _, _, ok := vectorboot.Whole(c.Path); ok {
+		f.forgetStale(whole)
+	}
 }
 
 // outdated are the names that a change gives another meaning.

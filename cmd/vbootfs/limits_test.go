@@ -5,6 +5,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMoreFilesThanDescriptors: the daemon needs a descriptor for each file that
@@ -36,4 +39,39 @@ func TestMoreFilesThanDescriptors(t *testing.T) {
 			must(t, "rm", "-r", m.out("d1"))
 		})
 	}
+}
+
+// TestMemoryComesBack though the kernel remembers everything about the model that
+// is gone. Names below the mount are not used meanwhile.
+func TestMemoryComesBack(t *testing.T) {
+	const mib = 1 << 20
+	m := newMount(t, "none", "size=64M") // little of it is for earlier generations
+	falls := func(to int64) {
+		t.Helper()
+		var st unix.Statfs_t
+		for end := time.Now().Add(patience); ; {
+			if err := unix.Statfs(m.dir, &st); err != nil {
+				t.Fatal(err)
+			}
+			used := int64(st.Blocks-st.Bfree) * st.Bsize
+			if used < to {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%d bytes are in use", used)
+			}
+		}
+	}
+	m.put(makeModel(t, "8M", 1), "a.gguf")
+	must(t, "ls", "-lR", m.boot(""))
+	m.put(makeModel(t, "8M", 2), "a.gguf")
+	falls(12 * mib)
+	must(t, "ls", "-lR", m.boot(""))
+	reader, err := os.Open(m.boot("models/a.gguf/model.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, "rm", m.out("a.gguf"))
+	reader.Close()
+	falls(mib)
 }
