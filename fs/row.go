@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -196,20 +197,21 @@ func (f *FS) changed(c vectorboot.Change) {
 	}
 }
 
+const modelsDir = "vector_boot/models"
+
 // outdated are the names that a change gives another meaning.
 func (f *FS) outdated(c vectorboot.Change) (list []nameIn) {
-	const models = "vector_boot/models"
 	if whole, _, _, ok := vectorboot.Whole(c.Path); ok {
 		list = f.outdated(vectorboot.Change{Path: whole, Gone: true})
 	}
 	if c.Moved {
 		list = append(list, f.moved(c.Path)...)
 	}
-	dir := path.Join(models, c.Path)
+	dir := path.Join(modelsDir, c.Path)
 	for _, base := range tree.ModelNames() {
 		list = append(list, nameIn{dir, base})
 	}
-	for c.Gone && dir != models { // directories above come and go with their last model
+	for c.Gone && dir != modelsDir { // directories above come and go with their last model
 		list = append(list, nameIn{path.Dir(dir), path.Base(dir)})
 		dir = path.Dir(dir)
 	}
@@ -234,7 +236,35 @@ func (f *FS) forget(list ...nameIn) {
 	f.mu.Unlock()
 	if len(known) > 0 {
 		f.dev.forgetNames(known)
+		f.dev.forgetNodes(f.below(list))
 	}
+}
+
+// below are the nodes that names stood for, and those below them, the deepest first.
+// Names of an epoch that is over would keep them, and the memory behind them, until
+// somebody comes by.
+func (f *FS) below(list []nameIn) (ids []uint64) {
+	names, models := map[nameIn]bool{}, map[any]bool{}
+	for _, n := range list {
+		names[n], models[n.dir] = true, true
+	}
+	var found []*node
+	f.mu.Lock()
+	for _, n := range f.nodes {
+		at := n.at.Load()
+		switch {
+		case n.live != nil && at != nil && names[nameIn{at.dir.key, at.name}]:
+			found = append(found, n)
+		case n.live == nil && n.ent.At.Path != "" && models[path.Join(modelsDir, n.ent.At.Path)]:
+			found = append(found, n)
+		}
+	}
+	f.mu.Unlock()
+	slices.SortFunc(found, func(a, b *node) int { return len(b.ent.ID) - len(a.ent.ID) })
+	for _, n := range found {
+		ids = append(ids, n.id)
+	}
+	return ids
 }
 
 // rowXattrs are the extended attributes of a row.
