@@ -22,7 +22,8 @@ type Page struct {
 // Page makes or opens a page file in dir.
 func (n *Node) Page(name string) (*Page, error) {
 	f, err := n.Lookup(name)
-	if err == unix.ENOENT {
+	made := err == unix.ENOENT
+	if made {
 		f, err = n.Create(name, 0o600, nil)
 	}
 	if err != nil {
@@ -35,6 +36,9 @@ func (n *Node) Page(name string) (*Page, error) {
 	p, err := mapPage(f)
 	if err != nil {
 		f.Close()
+		if made {
+			_ = n.Unlink(name) // there was none before
+		}
 	}
 	return p, err
 }

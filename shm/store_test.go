@@ -269,6 +269,25 @@ func TestGrow(t *testing.T) {
 	}
 }
 
+// TestPageWithoutRoom: a page that finds no room leaves no file.
+func TestPageWithoutRoom(t *testing.T) {
+	s := open(t, Config{Limit: 1 << 20})
+	n := create(t, s.Live, "filler", "")
+	for size := int64(1 << 20); size >= 4096; size /= 2 {
+		for off := n.Size(); n.Allocate(0, off, size) == nil; off = n.Size() {
+		}
+	}
+	if p, err := s.Control.Page("page"); !errors.Is(err, unix.ENOSPC) {
+		if err == nil {
+			p.Close()
+		}
+		t.Fatalf("%v, want ENOSPC", err)
+	}
+	if ents, err := s.Control.Names(); err != nil || len(ents) > 0 {
+		t.Errorf("left behind: %v %v", ents, err)
+	}
+}
+
 func FuzzDirents(f *testing.F) {
 	f.Add([]byte("\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x18\x00\x08a\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) { parseDirents(b) })

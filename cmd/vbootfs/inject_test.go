@@ -34,6 +34,7 @@ func (m *mount) inject(specs ...string) (stop func()) {
 	return func() {
 		m.t.Helper()
 		_ = cmd.Process.Signal(unix.SIGINT) // it lets go; it may have ended with the daemon
+		defer time.AfterFunc(patience, func() { _ = cmd.Process.Kill() }).Stop()
 		if err := cmd.Wait(); err != nil && m.traced() == cmd.Process.Pid {
 			m.t.Errorf("strace: %v: %s", err, &stderr)
 		}

@@ -67,11 +67,11 @@ func digest(s string) string {
 // shorten cuts an escaped name, never inside an escape or a character, and marks
 // it with the beginning of digits.
 func shorten(full, digits string) string {
-	k := maxName - len(cutMark) - cutHex
-	for !utf8.RuneStart(full[k]) {
+	k := min(maxName-len(cutMark)-cutHex, len(full))
+	for k < len(full) && !utf8.RuneStart(full[k]) {
 		k--
 	}
-	if i := strings.LastIndexByte(full[:k], '%'); i > k-3 {
+	if i := strings.LastIndexByte(full[:k], '%'); i > k-3 && k < len(full) {
 		k = i
 	}
 	return full[:k] + cutMark + digits[:cutHex]

@@ -3,6 +3,7 @@ package tree
 import (
 	"io/fs"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -90,4 +91,17 @@ func FuzzEscape(f *testing.F) {
 			t.Fatalf("plain(%q) is %v", a, plain(a))
 		}
 	})
+}
+
+// TestNamesOfATableThatIsGone: somebody cut the file under a model, and its names
+// are all the same.
+func TestNamesOfATableThatIsGone(t *testing.T) {
+	for _, name := range []string{"", "/", "ä/"} {
+		x := newNames(3, func(int) string { return name })
+		for i, f := range x.list {
+			if len(f) > maxName || slices.Contains(x.list[:i], f) {
+				t.Errorf("%q: names %q", name, x.list)
+			}
+		}
+	}
 }
