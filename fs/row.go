@@ -244,9 +244,12 @@ func (f *FS) forget(list ...nameIn) {
 // Names of an epoch that is over would keep them, and the memory behind them, until
 // somebody comes by.
 func (f *FS) below(list []nameIn) (ids []uint64) {
-	names, models := map[nameIn]bool{}, map[any]bool{}
+	names, models := map[nameIn]bool{}, map[string]bool{}
 	for _, n := range list {
-		names[n], models[n.dir] = true, true
+		names[n] = true
+		if id, ok := n.dir.(string); ok {
+			models[strings.TrimPrefix(id, modelsDir+"/")] = true
+		}
 	}
 	var found []*node
 	f.mu.Lock()
@@ -255,7 +258,7 @@ func (f *FS) below(list []nameIn) (ids []uint64) {
 		switch {
 		case n.live != nil && at != nil && names[nameIn{at.dir.key, at.name}]:
 			found = append(found, n)
-		case n.live == nil && n.ent.At.Path != "" && models[path.Join(modelsDir, n.ent.At.Path)]:
+		case n.live == nil && n.ent.At.Path != "" && models[n.ent.At.Path]:
 			found = append(found, n)
 		}
 	}

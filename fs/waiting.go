@@ -117,7 +117,8 @@ func (w *waiting) leave(c *call) {
 	}
 }
 
-// wake answers those who wait, as far as there is something to read.
+// wake answers those who wait, as far as there is something to read. Neither an answer
+// nor the word to those who poll waits for anybody, so the caller may hold locks.
 func (w *waiting) wake() {
 	answers, told := w.serve()
 	for _, r := range answers {
