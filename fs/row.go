@@ -3,7 +3,6 @@ package fs
 import (
 	"errors"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -236,38 +235,7 @@ func (f *FS) forget(list ...nameIn) {
 	f.mu.Unlock()
 	if len(known) > 0 {
 		f.dev.forgetNames(known)
-		f.dev.forgetNodes(f.below(list))
 	}
-}
-
-// below are the nodes that names stood for, and those below them, the deepest first.
-// Names of an epoch that is over would keep them, and the memory behind them, until
-// somebody comes by.
-func (f *FS) below(list []nameIn) (ids []uint64) {
-	names, models := map[nameIn]bool{}, map[string]bool{}
-	for _, n := range list {
-		names[n] = true
-		if id, ok := n.dir.(string); ok {
-			models[strings.TrimPrefix(id, modelsDir+"/")] = true
-		}
-	}
-	var found []*node
-	f.mu.Lock()
-	for _, n := range f.nodes {
-		at := n.at.Load()
-		switch {
-		case n.live != nil && at != nil && names[nameIn{at.dir.key, at.name}]:
-			found = append(found, n)
-		case n.live == nil && n.ent.At.Path != "" && models[n.ent.At.Path]:
-			found = append(found, n)
-		}
-	}
-	f.mu.Unlock()
-	slices.SortFunc(found, func(a, b *node) int { return len(b.ent.ID) - len(a.ent.ID) })
-	for _, n := range found {
-		ids = append(ids, n.id)
-	}
-	return ids
 }
 
 // rowXattrs are the extended attributes of a row.
