@@ -56,10 +56,10 @@ func (h *hub) interrupt(ctx context.Context, page *control, opcode uint32, timeo
 	if h.gone { // and the page with it
 		return ErrNoModel
 	}
-	n, err := h.post(fmt.Sprintf("interrupt 0x%x", opcode), "")
-	if err != nil {
+	if err := h.crowded(); err != nil {
 		return err
 	}
+	n := h.post(fmt.Sprintf("interrupt 0x%x", opcode), "")
 	page.interrupt(opcode, n)
 	if timeout <= 0 {
 		return nil

@@ -123,32 +123,46 @@ func (s *Session) ack(n uint64) error {
 	return nil
 }
 
-// post gives every session a request and returns its number. Caller holds mu, and
-// rings the bell afterwards.
-func (h *hub) post(op string, merge string) (uint64, error) {
+// post gives every session a request and returns its number. A request of the kind
+// merge takes the place of one that was not read. Caller holds mu, and rings the bell
+// afterwards.
+func (h *hub) post(op string, merge string) uint64 {
 	n := h.next
+	h.next++
 	for _, s := range h.sessions {
 		if k := len(s.queue); merge != "" && k > 0 && strings.HasPrefix(s.queue[k-1].Op, merge) {
-			s.queue[k-1] = Request{n, op}
-			continue
-		}
-		if len(s.queue) >= maxRequests {
-			return 0, fmt.Errorf("process %d has left %d requests unread: %w", s.PID, maxRequests, unix.EAGAIN)
+			s.queue = s.queue[:k-1]
 		}
 		s.queue = append(s.queue, Request{n, op})
 	}
-	h.next++
-	return n, nil
+	return n
 }
 
-// changed tells everybody who waits about a generation.
+// crowded is why no more interrupts can be posted: a session has read too few. Then
+// no session gets one. Caller holds mu.
+func (h *hub) crowded() error {
+	for _, s := range h.sessions {
+		if len(s.queue) >= maxRequests {
+			return fmt.Errorf("process %d has left %d requests unread: %w", s.PID, maxRequests, unix.EAGAIN)
+		}
+	}
+	return nil
+}
+
+// changed tells everybody who waits about a generation. Of two changes the second
+// may be told first: then the first is no news any more.
 func (h *hub) changed(gen uint64) {
 	h.mu.Lock()
-	h.gen = gen
-	// A session that reads nothing has one merged line at the end of its queue at most.
-	_, _ = h.post(fmt.Sprintf("generation %d", gen), "generation ")
+	news := gen > h.gen
+	if news {
+		h.gen = gen
+		// A session that reads nothing has one merged line between two interrupts at most.
+		h.post(fmt.Sprintf("generation %d", gen), "generation ")
+	}
 	h.mu.Unlock()
-	h.bell.ring()
+	if news {
+		h.bell.ring()
+	}
 }
 
 func (h *hub) end() {
@@ -212,15 +226,20 @@ type Follower struct {
 	stop func()
 }
 
-// Follow begins to wait for a generation that differs from the one now. wake is
+// Follow begins to wait for a generation that is newer than the one now. wake is
 // called when Next may have something to say.
 func (rt *Runtime) Follow(p string, wake func()) (*Follower, error) {
-	from := rt.Generation(p)
-	h := rt.hub(p)
-	if h == nil {
+	rt.mu.RLock()
+	defer rt.mu.RUnlock()
+	m := rt.models[p]
+	if m == nil {
 		return nil, ErrNoModel
 	}
-	return &Follower{h, from, h.bell.watch(wake)}, nil
+	f := &Follower{h: m.hub, stop: m.hub.bell.watch(wake)}
+	if m.cur != nil { // the hub may not have heard of it yet
+		f.from = m.cur.N
+	}
+	return f, nil
 }
 
 // Next is the current generation if it was not returned before; ErrWait if it was.
@@ -230,7 +249,7 @@ func (f *Follower) Next() (uint64, error) {
 	switch {
 	case f.h.gone:
 		return 0, errEnded
-	case f.h.gen == f.from:
+	case f.h.gen <= f.from:
 		return 0, ErrWait
 	}
 	f.from = f.h.gen
@@ -241,7 +260,7 @@ func (f *Follower) Next() (uint64, error) {
 func (f *Follower) Ready() bool {
 	f.h.mu.Lock()
 	defer f.h.mu.Unlock()
-	return f.h.gone || f.h.gen != f.from
+	return f.h.gone || f.h.gen > f.from
 }
 
 // Close ends the wait.
