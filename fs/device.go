@@ -128,9 +128,8 @@ func (d *device) loop() {
 	}
 	defer d.buffers.put(b)
 	for {
-		if d.idle.Add(1) > Readers {
-			d.idle.Add(-1)
-			return // enough others wait
+		if !d.wanted() {
+			return
 		}
 		n, err := d.receive(b)
 		alone := d.idle.Add(-1) == 0
@@ -143,6 +142,18 @@ func (d *device) loop() {
 		}
 		d.handle(b, n)
 	}
+}
+
+// wanted has a free loop count as waiting for a request, unless enough others wait.
+// While it finds out it counts as well, so those may all have got a request and have
+// left the next one to it.
+func (d *device) wanted() bool {
+	for d.idle.Add(1) > Readers {
+		if d.idle.Add(-1) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func header(b []byte) *fuse.InHeader { return (*fuse.InHeader)(unsafe.Pointer(&b[0])) }
