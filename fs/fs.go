@@ -22,8 +22,9 @@
 //	prune.go   what it is asked to forget
 //
 // Lock order: file.mu, then Runtime.Names, then FS.mu; waiting.mu after all locks of
-// the runtime but those of its hubs and events; device.mu and call.mu last. None is
-// held while the kernel is notified, for the kernel may wait for us meanwhile.
+// the runtime but those of its hubs and events; device.mu and call.mu last. FS.marking
+// comes before Runtime.mu and FS.mu. None is held while the kernel is notified, for the
+// kernel may wait for us meanwhile.
 package fs
 
 import (
@@ -64,6 +65,8 @@ type FS struct {
 	pass   bool // the kernel lets us pass files through
 	noPass bool // the user does not want it
 	noPoll bool // see Options
+
+	marking sync.Mutex // of stale nodes: from finding the current generation to noting it
 
 	mu       sync.Mutex // guards all below
 	nodes    map[uint64]*node

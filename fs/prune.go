@@ -101,6 +101,16 @@ func (n *node) model() (string, bool) {
 // forgetStale makes the kernel forget what it remembers of a model's earlier
 // segments: each such row, and the file, would keep one in memory.
 func (f *FS) forgetStale(p string) {
+	ids := f.markStale(p)
+	slices.Reverse(ids) // what is in a directory goes before it
+	f.dev.forgetNodes(ids)
+}
+
+// markStale notes which nodes are of an earlier segment, and returns those that
+// nobody has open, in order. Of several changes at once, the last to mark knows of all.
+func (f *FS) markStale(p string) []uint64 {
+	f.marking.Lock()
+	defer f.marking.Unlock()
 	cur := f.rt.Acquire(p)
 	if cur != nil {
 		defer cur.Release()
@@ -122,9 +132,7 @@ func (f *FS) forgetStale(p string) {
 	}
 	f.mu.Unlock()
 	maps.DeleteFunc(idle, func(_ uint64, is bool) bool { return !is })
-	ids := slices.Sorted(maps.Keys(idle))
-	slices.Reverse(ids) // what is in a directory goes before it
-	f.dev.forgetNodes(ids)
+	return slices.Sorted(maps.Keys(idle))
 }
 
 // sameSegment says whether two generations, of which the first may be nil, have
