@@ -49,6 +49,7 @@ type device struct {
 	flags uint64 // capabilities that both sides have
 
 	buffers buffers
+	covered covered
 	idle    atomic.Int32
 	loops   sync.WaitGroup
 
@@ -112,6 +113,7 @@ func (d *device) serve() {
 	d.loops.Wait()
 	d.file.Close()
 	d.buffers.close()
+	d.covered.close()
 }
 
 func (d *device) start() {

@@ -20,6 +20,7 @@
 //	buffer.go  memory for requests
 //	notify.go  what the kernel is told
 //	prune.go   what it is asked to forget
+//	covered.go whether something is mounted on what we show
 //
 // Lock order: file.mu, then Runtime.Names, then FS.mu; waiting.mu after all locks of
 // the runtime but those of its hubs and events; device.mu and call.mu last. FS.marking

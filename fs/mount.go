@@ -96,6 +96,7 @@ func (m *Mount) mount() error {
 	if m.o.oldKernel {
 		f.dev.minor = epochMinor - 1
 	}
+	f.dev.covered.watch(m.o.Mountpoint)
 	f.probe()
 	go func() {
 		f.dev.serve()

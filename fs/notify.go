@@ -25,9 +25,10 @@ type entry struct {
 // begins and with it all names of the mount are old. That waits for no lock of a
 // directory, where forgetting the one name would wait for whoever works in its
 // directory, and that one may wait for a daemon which has just been killed: neither
-// would ever end.
+// would ever end. Only while something is mounted on a name of ours, which would be
+// detached with a new epoch, names are forgotten one by one.
 func (d *device) forgetNames(list []entry) {
-	if d.minor >= epochMinor {
+	if d.minor >= epochMinor && !d.covered.now() {
 		d.notify(fuse.NOTIFY_INC_EPOCH)
 		return
 	}
