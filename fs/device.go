@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log"
@@ -17,6 +18,7 @@ import (
 
 // Numbers of the requests that the loop itself looks at (linux/fuse.h).
 const (
+	opLookup      = 1
 	opForget      = 2
 	opOpen        = 14
 	opRead        = 15
@@ -25,6 +27,10 @@ const (
 	opPoll        = 40
 	opBatchForget = 42
 )
+
+// strange is a name, as it lies in a request, that go-fuse shows in the root by itself:
+// an inode that FS does not know. Its own loop needs that, ours does not.
+var strange = []byte(".go-fuse-epoll-hack\x00")
 
 // Readers is how many threads wait for a request at most. One always does; more save
 // starting a goroutine when requests come close together. Go counts them as running
@@ -217,6 +223,12 @@ func (d *device) handle(b []byte, n int) {
 	case h.Opcode == opPoll:
 		d.poll((*pollIn)(unsafe.Pointer(h)))
 	case h.Opcode == opInterrupt && d.interrupt((*fuse.InterruptIn)(unsafe.Pointer(h)).Unique):
+	case h.NodeId == fuse.FUSE_ROOT_ID && bytes.Contains(b[:n], strange):
+		st := fuse.EPERM // as for all names that somebody would make in the root
+		if h.Opcode == opLookup {
+			st = fuse.ENOENT
+		}
+		d.answer(h.Unique, st)
 	default:
 		d.relay(b, n)
 	}
