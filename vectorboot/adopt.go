@@ -14,8 +14,6 @@ import (
 // adopt walks SOURCE for names that the live tree has not, and a tree that was
 // taken over for names that SOURCE has not.
 func (s *Source) adopt(attached bool) error {
-	s.linked = map[identity]string{}
-	defer func() { s.linked = nil }()
 	if err := s.adoptDir("."); err != nil {
 		return err
 	}
@@ -65,12 +63,15 @@ func (s *Source) adoptDir(dir string) error {
 // reunite finds the bytes of cold names that SOURCE has somewhere else: the daemon
 // was killed in the middle of a rename, or somebody has changed SOURCE since. A
 // name whose bytes are nowhere becomes what SOURCE has under it.
+//
+// All that is found gets a name in workDir before anything is replaced: two names
+// may have each other's bytes.
 func (s *Source) reunite() error {
-	lost := map[identity]string{}
+	lost := map[identity][]string{}
 	err := Walk(s.live, ".", func(p string, n *shm.Node) {
 		if want, cold := s.coldID(n); cold {
 			if id, _, err := s.root.stat(p); err != nil || id != want {
-				lost[want] = p
+				lost[want] = append(lost[want], p)
 			}
 		}
 	})
@@ -80,16 +81,18 @@ func (s *Source) reunite() error {
 	if err := s.search(".", lost); err != nil {
 		return err
 	}
-	for _, p := range lost {
-		if err := s.replaceLost(p); err != nil {
-			return err
+	for id, names := range lost {
+		for _, p := range names {
+			if err := s.restore(p, id); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// search links what it finds of the files to the names that want them.
-func (s *Source) search(dir string, lost map[identity]string) error {
+// search keeps what it finds of the files that names want.
+func (s *Source) search(dir string, lost map[identity][]string) error {
 	ents, err := s.root.names(dir)
 	if err != nil {
 		return err
@@ -103,20 +106,28 @@ func (s *Source) search(dir string, lost map[identity]string) error {
 			continue
 		}
 		id, _, err := s.root.stat(q)
-		p := lost[id]
-		if err != nil || p == "" {
+		if err != nil || lost[id] == nil {
 			continue
 		}
-		if err := s.parents(p); err != nil {
+		if err := s.keep(q, id, lost[id][0]); err != nil {
 			return err
 		}
-		if err := s.linkTo(q, p); err != nil {
-			return err
+		if dir != workDir {
+			s.Mark(q) // removed, if it has no name of its own
 		}
-		delete(lost, id)
-		s.Mark(q) // removed, if it has no name of its own
 	}
 	return nil
+}
+
+// restore gives a cold name the bytes that were found for it, or ends it.
+func (s *Source) restore(p string, id identity) error {
+	if s.kept[id] == "" {
+		return s.replaceLost(p)
+	}
+	if err := s.parents(p); err != nil {
+		return err
+	}
+	return s.linkTo(keepName(id), p)
 }
 
 // replaceLost ends a cold name whose bytes are not in SOURCE any more.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,7 +55,7 @@ func (s *Source) openCold(p string, n *shm.Node) (*os.File, error) {
 	}
 	places := []string{p, s.formerly(p)}
 	if !s.readOnly {
-		places = append(places, path.Join(workDir, keepPrefix+want.String()))
+		places = append(places, keepName(want))
 	}
 	for _, q := range places {
 		f, id, err := s.root.file(q)
@@ -83,7 +82,7 @@ func (s *Source) settleCold(p string, n *shm.Node, st *unix.Stat_t, id identity)
 	if err != nil {
 		return err
 	}
-	for _, q := range append(places, path.Join(workDir, keepPrefix+id.String())) {
+	for _, q := range append(places, keepName(id)) {
 		if have, _, err := s.root.stat(q); err == nil && have == id {
 			return s.linkTo(q, p)
 		}
@@ -102,7 +101,7 @@ func (s *Source) unkeep(p string) error {
 				continue
 			}
 		}
-		if err := gone(s.root.remove(path.Join(workDir, keepPrefix+id.String()))); err != nil {
+		if err := gone(s.root.remove(keepName(id))); err != nil {
 			return err
 		}
 		delete(s.kept, id)

@@ -224,7 +224,7 @@ func (s *Source) noted(err error) {
 // one shows them in workDir. Caller holds one.
 func (s *Source) spare(p string) error {
 	id, st, err := s.root.stat(p)
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || s.kept[id] != "" {
 		return gone(err)
 	}
 	q, err := s.neededAt(p, id)
@@ -234,24 +234,36 @@ func (s *Source) spare(p string) error {
 	case q == "":
 		return nil
 	case q == p:
-		keep := path.Join(workDir, keepPrefix+id.String())
-		if err := s.root.link(p, keep); err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-		s.kept[id] = p
-		return nil
+		return s.keep(p, id, p)
 	}
 	if have, _, err := s.root.stat(q); err == nil && have == id {
 		return nil
 	}
+	if err := s.keep(p, id, q); err != nil { // what stands at q may be what p needs
+		return err
+	}
 	if err := s.parents(q); err != nil {
 		return err
 	}
-	return s.linkTo(p, q)
+	if err := s.linkTo(p, q); err != nil {
+		return err
+	}
+	return s.unkeep(q)
+}
+
+// keep gives a file of SOURCE a name in workDir for a cold name that needs it. Caller holds one.
+func (s *Source) keep(p string, id identity, at string) error {
+	if err := s.root.link(p, keepName(id)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	s.kept[id] = at
+	return nil
 }
 
 // keepPrefix begins the names in workDir of files that a cold name still needs.
 const keepPrefix = "keep-"
+
+func keepName(id identity) string { return path.Join(workDir, keepPrefix+id.String()) }
 
 // neededAt is a live name that has its bytes in this file of SOURCE, p if it is one, "" if there is none.
 func (s *Source) neededAt(p string, id identity) (at string, err error) {

@@ -140,6 +140,8 @@ func (s *Source) Start(attached bool) error {
 func (s *Source) begin(attached bool) error {
 	s.one.Lock()
 	defer s.one.Unlock()
+	s.linked = map[identity]string{}
+	defer func() { s.linked = nil }()
 	if !s.readOnly {
 		if err := s.carry(); err != nil {
 			s.report(Event{Event: "writeback_failed", Error: oneLine(err.Error())})
@@ -157,6 +159,7 @@ func (s *Source) begin(attached bool) error {
 		}
 	}
 	s.caughtUpOthers()
+	clear(s.kept) // each name has its bytes again
 	return s.emptyWorkDir()
 }
 
