@@ -144,13 +144,27 @@ func (n *Node) Copy(src *Node, srcOff, off, length int64) (int64, error) {
 	return n.CopyFrom(in, srcOff, off, length)
 }
 
+// Overwrite is Copy to where n has memory already: the limit does not matter.
+func (n *Node) Overwrite(src *Node, srcOff, off, length int64) (int64, error) {
+	in, err := src.File()
+	if err != nil {
+		return 0, err
+	}
+	return n.copyFrom(in, srcOff, off, length, 0)
+}
+
 // CopyFrom is Copy from a file outside the store.
 func (n *Node) CopyFrom(in int, srcOff, off, length int64) (done int64, err error) {
+	return n.copyFrom(in, srcOff, off, length, min(length, math.MaxInt64/2))
+}
+
+// copyFrom is CopyFrom that may allocate up to want bytes.
+func (n *Node) copyFrom(in int, srcOff, off, length, want int64) (done int64, err error) {
 	out, err := n.File()
 	if err != nil {
 		return 0, err
 	}
-	err = n.grow(min(length, math.MaxInt64/2), func() error {
+	err = n.grow(want, func() error {
 		for done < length {
 			a, b := srcOff+done, off+done
 			k, err := unix.CopyFileRange(in, &a, out, &b, int(min(length-done, 1<<30)), 0)

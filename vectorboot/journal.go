@@ -249,7 +249,7 @@ func (rt *Runtime) apply(j *journal, seg *shm.Node) error {
 		}
 		one := []piece{{x.patch, n, x.At}}
 		if err = reserve(seg, one); err == nil {
-			err = write(seg, one, 0)
+			err = overwrite(seg, one)
 		}
 		n.Close()
 		if err != nil {
@@ -259,7 +259,11 @@ func (rt *Runtime) apply(j *journal, seg *shm.Node) error {
 	if rt.source != nil {
 		rt.source.Dirty(seg)
 	}
-	return seg.Setxattr(rt.store.Mark("generation"), strconv.AppendUint(nil, j.Generation, 10), 0)
+	err := seg.Setxattr(rt.store.Mark("generation"), strconv.AppendUint(nil, j.Generation, 10), 0)
+	if errors.Is(err, unix.ENOTSUP) { // numbering starts over, here as in a commit
+		return nil
+	}
+	return err
 }
 
 // segment finds a file of the live tree by its inode number, and its path. The

@@ -40,7 +40,7 @@ func (rt *Runtime) patch(m *Model, g *Generation, s *step) ([]Change, error) {
 	}
 	m.page.begin()
 	rt.patching.Add(1)
-	err = write(g.Seg.Node, s.pieces, 0)
+	err = overwrite(g.Seg.Node, s.pieces)
 	rt.patching.Add(1)
 	next := g.renumbered(m.next)
 	next.Seg.note(rt.store.Mark("generation"), next.N)
@@ -83,8 +83,15 @@ func reserve(n *shm.Node, pieces []piece) error {
 
 // write copies pieces into a file in which they lie shift bytes further on.
 func write(n *shm.Node, pieces []piece, shift int64) error {
+	return each(pieces, shift, n.Copy)
+}
+
+// overwrite is write to where memory was reserved: there is always room.
+func overwrite(n *shm.Node, pieces []piece) error { return each(pieces, 0, n.Overwrite) }
+
+func each(pieces []piece, shift int64, copy func(src *shm.Node, from, to, n int64) (int64, error)) error {
 	for _, x := range pieces {
-		k, err := n.Copy(x.file, x.at, x.Off+shift, x.Bytes)
+		k, err := copy(x.file, x.at, x.Off+shift, x.Bytes)
 		if err == nil && k < x.Bytes {
 			err = fmt.Errorf("%d bytes of %d: %w", k, x.Bytes, unix.EIO)
 		}
