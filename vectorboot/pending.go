@@ -86,6 +86,9 @@ const quiet = 2 * time.Second
 
 // MarkLater marks a name once it has been left alone for a while.
 func (s *Source) MarkLater(p string) {
+	if s.readOnly {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.later[p]; t != nil {
@@ -93,26 +96,34 @@ func (s *Source) MarkLater(p string) {
 		return
 	}
 	s.later[p] = time.AfterFunc(quiet, func() {
+		var size int64
+		if n, err := s.live.Walk(p); err == nil {
+			size = n.Size()
+			n.Close()
+		}
 		s.mu.Lock()
-		delete(s.later, p)
-		s.mu.Unlock()
-		s.Mark(p)
+		defer s.mu.Unlock()
+		s.due(p, size)
 	})
+}
+
+// due marks what waited for its quiet time, in one step: it is pending all the
+// time. Caller holds mu.
+func (s *Source) due(p string, size int64) {
+	if t := s.later[p]; t != nil { // else somebody has done so already
+		t.Stop()
+		delete(s.later, p)
+		s.marked[p] = size
+		s.change.Broadcast()
+	}
 }
 
 // hasten marks at once what waits for its quiet time.
 func (s *Source) hasten() {
 	s.mu.Lock()
-	var names []string
-	for p, t := range s.later {
-		if t.Stop() {
-			names = append(names, p)
-		}
-	}
-	s.later = map[string]*time.Timer{}
-	s.mu.Unlock()
-	for _, p := range names {
-		s.Mark(p)
+	defer s.mu.Unlock()
+	for p := range s.later {
+		s.due(p, 0)
 	}
 }
 
