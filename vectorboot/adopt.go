@@ -21,10 +21,13 @@ func (s *Source) adopt(attached bool) error {
 		return nil
 	}
 	return Walk(s.live, ".", func(p string, n *shm.Node) {
-		if !s.IsCold(n) && !s.clean(p, n) {
-			s.Mark(p)
-		} else if id, _, err := s.root.stat(p); err == nil && !s.IsCold(n) {
+		if s.IsCold(n) {
+			return
+		}
+		if id, ok := s.alike(p, n); ok && !s.notes.isDirty(n.Ino) {
 			s.know(n, id)
+		} else {
+			s.Mark(p)
 		}
 	})
 }

@@ -196,6 +196,15 @@ func (b *beneath) rename(from, to string, flags uint) error {
 	})
 }
 
+// renameFree is rename to a name that is free, where the file system can tell.
+func (b *beneath) renameFree(from, to string) error {
+	err := b.rename(from, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) {
+		err = b.rename(from, to, 0)
+	}
+	return err
+}
+
 // link makes to another name of the file at from.
 func (b *beneath) link(from, to string) error {
 	return b.in("link", from, func(a int, old string) error {
@@ -203,10 +212,21 @@ func (b *beneath) link(from, to string) error {
 	})
 }
 
+// lchown gives away a symbolic link, and nothing else that stands in its place.
 func (b *beneath) lchown(p string, uid, gid int) error {
-	return b.in("chown", p, func(dir int, base string) error {
-		return unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
-	})
+	fd, err := b.open(p, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, st, err := identify(fd)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		err = unix.ESTALE
+	}
+	if err == nil {
+		err = unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH)
+	}
+	return pathError("chown", p, err)
 }
 
 // remove takes a name away, an empty directory too.

@@ -48,6 +48,9 @@ func (rt *Runtime) Evict(p string) error {
 	case g.Cold:
 		return nil
 	}
+	if err := alone(p, g.Seg.Node); err != nil {
+		return err
+	}
 	rt.source.awaitWriters(g.Seg.Ino)
 	if err := rt.source.Sync(p); err != nil {
 		return err
@@ -71,6 +74,16 @@ func (rt *Runtime) Evict(p string) error {
 	rt.Events.Add(Event{Event: "evict", Model: p, Generation: g.N, Bytes: g.Info.Size})
 	rt.tell([]Change{{Path: p, Moved: true}})
 	return nil
+}
+
+// alone refuses a file of several names: a placeholder would take the place of one
+// of them, the others would keep the memory and be another file from then on.
+func alone(p string, n *shm.Node) error {
+	st, err := n.Stat()
+	if err == nil && st.Nlink > 1 {
+		err = fmt.Errorf("%s has %d names in the mount: %w", p, st.Nlink, unix.EBUSY)
+	}
+	return err
 }
 
 // awaitWriters gives a writer whose close() has returned the time to be gone: the
@@ -101,6 +114,9 @@ func (rt *Runtime) cool(p string, g, cold *Generation, name string) error {
 	case !ok:
 		return ErrConflict
 	}
+	if err := alone(p, g.Seg.Node); err != nil {
+		return err
+	}
 	dir, err := rt.store.Live.Walk(path.Dir(p))
 	if err != nil {
 		return err
@@ -110,6 +126,7 @@ func (rt *Runtime) cool(p string, g, cold *Generation, name string) error {
 		return err
 	}
 	cold.N, cold.Path, cold.m = g.N, p, m
+	cold.Seg.note(rt.store.Mark(numberMark), cold.N)
 	rt.dropPast(m) // SOURCE may bring other bytes back
 	rt.mu.Lock()
 	m.cur = cold
@@ -127,11 +144,8 @@ func (s *Source) hollow(p, name string, like *shm.Node) (*shm.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, _, err := s.root.stat(p)
-	if err != nil {
-		return nil, err
-	}
-	if !s.clean(p, like) {
+	id, ok := s.alike(p, like)
+	if !ok || s.notes.isDirty(like.Ino) {
 		return nil, ErrConflict
 	}
 	n, err := s.store.CreateLike(name, like)

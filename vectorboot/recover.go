@@ -1,6 +1,7 @@
 package vectorboot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -21,10 +22,16 @@ func (rt *Runtime) NoteTarget(n *shm.Node, p string) {
 // ClearTarget forgets the note: the file has its name.
 func (rt *Runtime) ClearTarget(n *shm.Node) { _ = n.Removexattr(rt.store.Mark("for")) }
 
+// numberMark is the generation of a model that was evicted, on its placeholder:
+// that is not the segment of a generation, so it may be filled and written.
+const numberMark = "number"
+
 // noted is the generation that is written on a segment, 0 if none is.
-func (rt *Runtime) noted(n *shm.Node) uint64 {
+func (rt *Runtime) noted(n *shm.Node) uint64 { return rt.number(n, "generation") }
+
+func (rt *Runtime) number(n *shm.Node, mark string) uint64 {
 	buf := make([]byte, 20)
-	k, err := n.Getxattr(rt.store.Mark("generation"), buf)
+	k, err := n.Getxattr(rt.store.Mark(mark), buf)
 	if err != nil {
 		return 0
 	}
@@ -37,7 +44,7 @@ func (rt *Runtime) noted(n *shm.Node) uint64 {
 
 // resumeNumber continues the numbering that an earlier process left.
 func (rt *Runtime) resumeNumber(p string, n *shm.Node) {
-	if v := rt.noted(n); v > 0 {
+	if v := cmp.Or(rt.noted(n), rt.number(n, numberMark)); v > 0 {
 		rt.mu.Lock()
 		rt.model(p).next = v
 		rt.mu.Unlock()
@@ -55,12 +62,12 @@ func (rt *Runtime) Recover() error {
 		if !Loadable(p) || n.Size() == 0 {
 			return
 		}
+		rt.resumeNumber(p, n)
 		var g *Generation
 		var err error
 		if rt.source != nil && rt.source.IsCold(n) {
 			g, err = rt.source.Judge(p, n)
 		} else {
-			rt.resumeNumber(p, n)
 			g, err = Judge(n)
 		}
 		if err != nil {

@@ -1,11 +1,14 @@
 package vectorboot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"vbootfs/shm"
 )
 
 // TestKilledInAnExchange exchanges cold files; the daemon is killed before SOURCE
@@ -74,4 +77,47 @@ func TestLostBytesReplacedByALink(t *testing.T) {
 		t.Errorf("a is %q", have)
 	}
 	wantSource(t, p, "a d/x, d/x d/x")
+}
+
+// TestOnlyLinksAreGivenAway: somebody puts another file in the place of a link that was just made.
+func TestOnlyLinksAreGivenAway(t *testing.T) {
+	p := at(t, "a")
+	if err := p.src.root.lchown("a", 1234, 1234); !errors.Is(err, unix.ESTALE) {
+		t.Errorf("giving away a file: %v", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(p.dir, "a"), &st); err != nil || int(st.Uid) != os.Geteuid() {
+		t.Errorf("the file belongs to %d, %v", st.Uid, err)
+	}
+	closeSource(t, p)
+}
+
+// TestOnlyOurDirectoriesAreGivenAway: somebody puts another's directory in the
+// place of one while it is made.
+func TestOnlyOurDirectoriesAreGivenAway(t *testing.T) {
+	p := at(t, "private/x")
+	p.src.one.Lock()
+	n, err := p.Live.Mkdir("d", 0o777, &shm.Owner{UID: 1234, GID: 1234})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	st, err := n.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.src.make("d", n, func(q string) error {
+		if err := p.src.root.mkdir(q, 0o700); err != nil {
+			return err
+		}
+		return os.Rename(filepath.Join(p.dir, "private"), filepath.Join(p.dir, "d"))
+	})
+	if !errors.Is(err, unix.EEXIST) {
+		t.Errorf("making it: %v", err)
+	}
+	if err := p.src.attributes("d", n, &st); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("giving it away: %v", err)
+	}
+	p.src.one.Unlock()
+	closeSource(t, p)
 }

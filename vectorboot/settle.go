@@ -2,7 +2,6 @@ package vectorboot
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -111,11 +110,11 @@ func (s *Source) content(p string, n *shm.Node, durable bool) error {
 			return s.copyOut(p, n, &st, durable)
 		}
 	case unix.S_IFDIR:
-		err = s.made(p, n, s.root.mkdir(p, 0o700))
+		err = s.make(p, n, func(q string) error { return s.root.mkdir(q, 0o700) })
 	case unix.S_IFLNK:
 		return s.symlink(p, n, &st)
 	case unix.S_IFIFO, unix.S_IFSOCK:
-		err = s.made(p, n, s.root.mknod(p, st.Mode))
+		err = s.make(p, n, func(q string) error { return s.root.mknod(q, st.Mode) })
 	default:
 		return nil // device nodes stay in memory
 	}
@@ -125,17 +124,27 @@ func (s *Source) content(p string, n *shm.Node, durable bool) error {
 	return s.attributes(p, n, &st)
 }
 
-// made knows what was made for a live name, unless it was there before.
-func (s *Source) made(p string, n *shm.Node, err error) error {
-	if err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return nil
-		}
+// make makes something for a live name, unless something is there: in workDir, so
+// that nobody can put something else in its place before it is known. Without
+// privilege nothing can be given away by that, and a directory inherits its group.
+func (s *Source) make(p string, n *shm.Node, in func(q string) error) error {
+	if _, _, err := s.root.stat(p); err == nil || gone(err) != nil {
 		return err
 	}
-	id, _, err := s.root.stat(p)
+	if unix.Geteuid() != 0 {
+		return in(p)
+	}
+	tmp := s.workName()
+	if err := in(tmp); err != nil {
+		return err
+	}
+	id, _, err := s.root.stat(tmp)
 	if err == nil {
 		s.know(n, id)
+		err = s.root.renameFree(tmp, p)
+	}
+	if err != nil {
+		_ = s.root.remove(tmp)
 	}
 	return err
 }
@@ -348,7 +357,7 @@ func (s *Source) copyBytes(f *os.File, n *shm.Node, st *unix.Stat_t) error {
 // equal reports whether SOURCE has the very bytes of a file that is dirty for no
 // other reason than that somebody could have stored to it through a mapping.
 func (s *Source) equal(p string, n *shm.Node, st *unix.Stat_t) bool {
-	if !s.alike(p, n) || s.Busy(n.Ino) {
+	if _, ok := s.alike(p, n); !ok || s.Busy(n.Ino) {
 		return false
 	}
 	s.calm.Lock()

@@ -207,20 +207,22 @@ func (s *Source) SyncAs(p string, n *shm.Node) error {
 
 // clean reports whether SOURCE has what the live file has.
 func (s *Source) clean(p string, n *shm.Node) bool {
-	return s.alike(p, n) && !s.notes.isDirty(n.Ino)
+	_, ok := s.alike(p, n)
+	return ok && !s.notes.isDirty(n.Ino)
 }
 
-// alike is clean but for stores through a mapping, which leave no trace in the times.
-func (s *Source) alike(p string, n *shm.Node) bool {
+// alike is clean but for stores through a mapping, which leave no trace in the
+// times. The identity is that of the file it looked at: another may be there by now.
+func (s *Source) alike(p string, n *shm.Node) (id identity, ok bool) {
 	st, err := n.Stat()
 	if err != nil {
-		return false
+		return id, false
 	}
 	id, have, err := s.root.stat(p)
 	if err != nil || !s.ours(n, &st, id, &have) {
-		return false
+		return id, false
 	}
-	return n.Type != unix.S_IFREG || st.Size == have.Size && st.Mtim == have.Mtim
+	return id, n.Type != unix.S_IFREG || st.Size == have.Size && st.Mtim == have.Mtim
 }
 
 // ours reports whether a file of SOURCE is the one that stands for a live file.

@@ -42,7 +42,9 @@ func (rt *Runtime) Warm(ctx context.Context, node *shm.Node) error {
 		return nil // the bytes are readable as a file all the same
 	}
 	g.Took = time.Since(begin)
-	rt.warmed(p, g)
+	if rt.warmed(p, g) {
+		rt.tell([]Change{{Path: p}})
+	}
 	return nil
 }
 
@@ -74,21 +76,25 @@ func (rt *Runtime) Sync(ctx context.Context) error {
 	return rt.source.Wait(ctx)
 }
 
-// warmed replaces a cold generation by the loaded one of the same number.
-func (rt *Runtime) warmed(p string, g *Generation) {
+// warmed replaces a cold generation by the loaded one of the same number, and
+// reports whether the model still wants it.
+func (rt *Runtime) warmed(p string, g *Generation) bool {
+	rt.change.Lock() // a commit writes its own number on the segment
+	defer rt.change.Unlock()
 	rt.mu.Lock()
 	m := rt.models[p]
 	if m == nil || m.cur == nil || m.cur.Seg.Ino != g.Seg.Ino {
 		rt.mu.Unlock()
 		g.Release()
-		return
+		return false
 	}
 	old := m.cur
 	g.N, g.Path, g.m = old.N, p, m
 	m.cur = g
 	m.set(Loaded)
 	rt.mu.Unlock()
+	g.Seg.note(rt.store.Mark("generation"), g.N)
 	old.Release()
 	rt.count("load", g, 0)
-	rt.tell([]Change{{Path: p}})
+	return true
 }
