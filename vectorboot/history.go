@@ -1,6 +1,7 @@
 package vectorboot
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -164,6 +165,27 @@ func (rt *Runtime) preserve(m *Model, g *Generation, pieces []piece) *past {
 		at += r.Bytes
 	}
 	return x
+}
+
+// putBack writes what was overwritten where it was.
+func (x *past) putBack(n *shm.Node) error {
+	if x == nil {
+		return errors.New("nothing was kept")
+	}
+	at := int64(0)
+	for _, r := range x.ranges {
+		var err error
+		if x.held != nil {
+			_, err = n.WriteAt(x.held[at:at+r.Bytes], r.Off)
+		} else {
+			err = overwrite(n, []piece{{r, x.file, at}})
+		}
+		if err != nil {
+			return err
+		}
+		at += r.Bytes
+	}
+	return nil
 }
 
 // save moves what is held to the store. Caller holds change.

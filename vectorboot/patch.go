@@ -41,6 +41,13 @@ func (rt *Runtime) patch(m *Model, g *Generation, s *step) ([]Change, error) {
 	m.page.begin()
 	rt.patching.Add(1)
 	err = overwrite(g.Seg.Node, s.pieces)
+	if err != nil && kept.putBack(g.Seg.Node) == nil {
+		rt.patching.Add(1)
+		m.page.end(g.N, g.Seg.Ino, g.Info.Size)
+		j.remove() // until now a start would have completed the commit
+		kept.close()
+		return nil, err
+	}
 	rt.patching.Add(1)
 	next := g.renumbered(m.next)
 	next.Seg.note(rt.store.Mark("generation"), next.N)
