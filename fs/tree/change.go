@@ -33,16 +33,18 @@ type staged struct {
 	store *shm.Store
 	want  int64
 	old   ggufview.View
-	apply func(n *shm.Node) error // borrows n
+	apply func(n *shm.Node) error // borrows n, unless
+	draft bool                    // it is for a draft, which keeps it
 
 	mu     sync.Mutex // guards all below
 	n      *shm.Node  // nil until first used
 	filled bool       // n holds what it has to begin with
 	dirty  bool
+	lent   bool // a draft has n, too: it is replaced before it changes
 }
 
 func newStaged(at At, old ggufview.View, trunc bool, apply func(*shm.Node) error) *staged {
-	return &staged{store: at.RT.Store(), want: old.Size(), old: old, apply: apply, filled: trunc, dirty: false}
+	return &staged{store: at.RT.Store(), want: old.Size(), old: old, apply: apply, draft: at.Draft != nil, filled: trunc}
 }
 
 // ready makes the file. Caller holds mu.
@@ -72,6 +74,25 @@ func (s *staged) ready() error {
 	return nil
 }
 
+// own is ready for a change: what a draft has, and a commit may have looked at, is
+// left to it. Caller holds mu.
+func (s *staged) own() error {
+	if !s.lent {
+		return s.ready()
+	}
+	n, err := s.store.Stage.Tmpfile(0o600, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := n.Copy(s.n, 0, 0, s.n.Size()); err != nil {
+		n.Close()
+		return err
+	}
+	s.n.Close()
+	s.n, s.lent = n, false
+	return nil
+}
+
 func (s *staged) Size() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +117,7 @@ func (s *staged) WriteAt(p []byte, off int64) (int, error) {
 	if off+int64(len(p)) > s.want {
 		return 0, unix.EFBIG
 	}
-	if err := s.ready(); err != nil {
+	if err := s.own(); err != nil {
 		return 0, err
 	}
 	s.dirty = true
@@ -109,7 +130,7 @@ func (s *staged) Truncate(size int64) error {
 	if size > s.want {
 		return unix.EFBIG
 	}
-	if err := s.ready(); err != nil {
+	if err := s.own(); err != nil {
 		return err
 	}
 	return s.n.Truncate(size)
@@ -127,7 +148,7 @@ func (s *staged) Flush() error {
 	if err := s.apply(s.n); err != nil {
 		return err
 	}
-	s.dirty = false
+	s.dirty, s.lent = false, s.draft
 	return nil
 }
 
