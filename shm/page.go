@@ -44,14 +44,9 @@ func (n *Node) Page(name string) (*Page, error) {
 }
 
 func mapPage(f *Node) (*Page, error) {
-	// Reserving the page makes sure that storing to it cannot fail later.
 	if err := f.Truncate(PageSize); err != nil {
 		return nil, err
 	}
-	if err := f.Allocate(0, 0, PageSize); err != nil {
-		return nil, err
-	}
-	f.Trim() // the reservation may have taken a huge page
 	fd, err := f.File()
 	if err != nil {
 		return nil, err
@@ -60,7 +55,26 @@ func mapPage(f *Node) (*Page, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := f.reserve(b); err != nil {
+		_ = unix.Munmap(b)
+		return nil, err
+	}
 	return &Page{Node: f, b: b}, nil
+}
+
+// reserve makes sure that storing to the mapped page cannot fail later. Through a
+// mapping that wants no huge pages it gets a small one also while Store.Hurry asks
+// for huge ones: clearing 2 MiB for it can take milliseconds.
+func (n *Node) reserve(b []byte) error {
+	_ = unix.Madvise(b, unix.MADV_NOHUGEPAGE) // refused by kernels that have none
+	small := unix.Madvise(b, unix.MADV_POPULATE_WRITE) == nil
+	if err := n.Allocate(0, 0, PageSize); err != nil {
+		return err
+	}
+	if !small {
+		n.Trim() // it may be a huge page all the same
+	}
+	return nil
 }
 
 // Close unmaps the page; its file stays.
