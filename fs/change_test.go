@@ -194,6 +194,29 @@ func TestStreams(t *testing.T) {
 	if got := <-woken; got != "2<nil>" {
 		t.Errorf("wait gave %q", got)
 	}
+	interrupted(t, m, session)
+	er := bufio.NewReader(events)
+	for _, want := range []string{`"attach"`, `"commit"`, `"interrupt"`} {
+		if line, err := er.ReadString('\n'); !strings.Contains(line, want) || err != nil {
+			t.Errorf("event %q, %v, want %s", line, err, want)
+		}
+	}
+	session.Close()
+	names, err := os.ReadDir(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range names {
+		if e.Name() == "wait" || e.Name() == "session" {
+			t.Errorf("%s is listed: tools that walk the tree would wait on it", e.Name())
+		}
+	}
+}
+
+// interrupted answers an interrupt through a session that has heard of generation 2,
+// and leaves one without an answer.
+func interrupted(t *testing.T, m string, session *os.File) {
+	t.Helper()
 	answer := make(chan error)
 	go func() { answer <- os.WriteFile(m+"/ctl", []byte("interrupt 0xFF timeout=1m"), 0) }()
 	r := bufio.NewReader(session)
@@ -211,7 +234,7 @@ func TestStreams(t *testing.T) {
 	if err := <-answer; err != nil {
 		t.Errorf("the interrupt was acknowledged: %v", err)
 	}
-	_, err = session.WriteString("ack 7")
+	_, err := session.WriteString("ack 7")
 	wantErr(t, "acknowledging nothing", err, unix.EINVAL)
 
 	ctl, err := os.OpenFile(m+"/ctl", os.O_RDWR, 0)
@@ -223,24 +246,8 @@ func TestStreams(t *testing.T) {
 	wantErr(t, "nobody answers", err, unix.ETIMEDOUT)
 	b := make([]byte, 200)
 	n, _ := ctl.ReadAt(b, 0)
-	if !strings.Contains(string(b[:n]), fmt.Sprintf("no acknowledgement from process %d", os.Getpid())) && !strings.Contains(string(b[:n]), "no acknowledgement") {
+	if !strings.Contains(string(b[:n]), "no acknowledgement from process ") { // which thread opened the session is Go's choice
 		t.Errorf("ctl reads %q", b[:n])
-	}
-	er := bufio.NewReader(events)
-	for _, want := range []string{`"attach"`, `"commit"`, `"interrupt"`} {
-		if line, err := er.ReadString('\n'); !strings.Contains(line, want) || err != nil {
-			t.Errorf("event %q, %v, want %s", line, err, want)
-		}
-	}
-	session.Close()
-	names, err := os.ReadDir(m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range names {
-		if e.Name() == "wait" || e.Name() == "session" {
-			t.Errorf("%s is listed: tools that walk the tree would wait on it", e.Name())
-		}
 	}
 }
 

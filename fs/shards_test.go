@@ -97,31 +97,39 @@ func TestShardedModel(t *testing.T) {
 			t.Error("a replacement is not seen by new readers alone")
 		}
 
-		copied := t.TempDir()
-		if out, err := exec.Command("cp", "-r", m, copied).CombinedOutput(); err != nil {
-			t.Errorf("cp -r: %v: %s", err, out)
-		}
-		if out, err := exec.Command("cp", m+"/model.gguf", s.out+"/copy.gguf").CombinedOutput(); err != nil {
-			t.Errorf("cp: %v: %s", err, out)
-		}
-		want(t, s.out+"/copy.gguf", read(t, m+"/model.gguf"))
+		endShards(t, s, one, two)
+	})
+}
 
-		write(t, s.out+"/m.gguf", shard(t, 0, 'e'))
-		want(t, m+"/generation", "1\n")
-		for _, err := range []error{os.Remove(s.out + "/m.gguf"), os.Remove(one)} {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		want(t, m+"/error", "missing: m-00001-of-00002.gguf\n")
-		if _, err := os.Stat(m + "/model.gguf"); !os.IsNotExist(err) {
-			t.Errorf("half a model: %v", err)
-		}
-		if err := os.Rename(two, s.out+"/x"); err != nil {
+// endShards copies the whole of m-00001-of-00002.gguf and its second part, and takes
+// it away: by a file of its name, and by removing the parts.
+func endShards(t *testing.T, s *site, one, two string) {
+	t.Helper()
+	m := s.vb + "/models/m.gguf"
+	copied := t.TempDir()
+	if out, err := exec.Command("cp", "-r", m, copied).CombinedOutput(); err != nil {
+		t.Errorf("cp -r: %v: %s", err, out)
+	}
+	if out, err := exec.Command("cp", m+"/model.gguf", s.out+"/copy.gguf").CombinedOutput(); err != nil {
+		t.Errorf("cp: %v: %s", err, out)
+	}
+	want(t, s.out+"/copy.gguf", read(t, m+"/model.gguf"))
+
+	write(t, s.out+"/m.gguf", shard(t, 0, 'e'))
+	want(t, m+"/generation", "1\n")
+	for _, err := range []error{os.Remove(s.out + "/m.gguf"), os.Remove(one)} {
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(m); !os.IsNotExist(err) {
-			t.Errorf("a model of nothing: %v", err)
-		}
-	})
+	}
+	want(t, m+"/error", "missing: m-00001-of-00002.gguf\n")
+	if _, err := os.Stat(m + "/model.gguf"); !os.IsNotExist(err) {
+		t.Errorf("half a model: %v", err)
+	}
+	if err := os.Rename(two, s.out+"/x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(m); !os.IsNotExist(err) {
+		t.Errorf("a model of nothing: %v", err)
+	}
 }

@@ -221,25 +221,24 @@ func hostile(tensors, kvs uint64, key string, t ValueType) []byte {
 	return b
 }
 
-// TestRefusals changes one field of a good file and expects the error there.
-func TestRefusals(t *testing.T) {
-	good := mustBytes(t, Spec{
-		KV:      []SpecKV{{"general.alignment", uint32(32)}, {"list", []uint64{1, 2}}, {"s", "text"}},
-		Tensors: []SpecTensor{{Name: "w", Type: Q8_0, NE: []int64{32, 2}}, {Name: "v", Type: F32, NE: []int64{8}}},
-	})
+// refusal is a change of one field that makes a good file a bad one.
+type refusal struct {
+	name       string
+	off        int64
+	width      int // in bytes; 16 is a pair of the same values
+	value      uint64
+	at         int64 // where the error is
+	incomplete bool
+	msg        string
+}
+
+// refusals are the changes that TestRefusals makes to its file.
+func refusals(good []byte) []refusal {
 	at := func(mark string, plus int) int64 { return int64(bytes.Index(good, []byte(mark)) + len(mark) + plus) }
 	align, list, str := at("general.alignment", 0), at("list", 0), at("\x00s", 0)
 	w, v := at("\x01\x00\x00\x00\x00\x00\x00\x00w", 0), at("\x01\x00\x00\x00\x00\x00\x00\x00v", 0)
 	const short = true
-	for _, c := range []struct {
-		name       string
-		off        int64
-		width      int
-		value      uint64
-		at         int64
-		incomplete bool
-		msg        string
-	}{
+	return []refusal{
 		{"magic", 0, 4, 0x47475546, 0, false, "magic"},
 		{"version 0", 4, 4, 0, 4, false, "version 0"},
 		{"version 1", 4, 4, 1, 4, false, "version 1 is not supported"},
@@ -256,8 +255,8 @@ func TestRefusals(t *testing.T) {
 		{"alignment of another type", align, 4, 5, align + 4, false, "int32"},
 		{"alignment 0", align + 4, 4, 0, align + 4, false, "power of two"},
 		{"alignment 24", align + 4, 4, 24, align + 4, false, "power of two"},
-		{"alignment 2^31", align + 4, 4, 1 << 31, w + 36, short, "padding"},
-		{"alignment 64", align + 4, 4, 64, 0, false, "multiple"},
+		{"alignment 2^31", align + 4, 4, 1 << 31, v + 24, short, "padding"},
+		{"alignment 64", align + 4, 4, 64, v + 16, false, "multiple"}, // the second tensor is at 96
 		{"element type 9", list + 4, 4, 9, list + 4, false, "array of arrays"},
 		{"element type 99", list + 4, 4, 99, list + 4, false, "value type 99"},
 		{"element count 2^61", list + 8, 8, 1 << 61, list + 8, false, "limit"},
@@ -278,26 +277,33 @@ func TestRefusals(t *testing.T) {
 		{"offset past the end", w + 24, 8, 1 << 20, w + 24, short, "tensor data needs"},
 		{"tensors overlap in part", v + 16, 8, 32, v - 9, false, "overlap in part"},
 		{"same name twice", v - 1, 1, 'w', v - 9, false, "twice"},
-	} {
-		b := bytes.Clone(good)
-		switch c.width {
-		case 1:
-			b[c.off] = byte(c.value)
-		case 4:
-			binary.LittleEndian.PutUint32(b[c.off:], uint32(c.value))
-		case 16:
-			binary.LittleEndian.PutUint64(b[c.off+8:], c.value)
-			fallthrough
-		default:
-			binary.LittleEndian.PutUint64(b[c.off:], c.value)
-		}
-		if c.name == "alignment 64" { // the second tensor is at 96
-			c.at = v + 16
-		}
-		if c.name == "alignment 2^31" {
-			c.at = v + 24
-		}
-		_, err := Parse(b, int64(len(b)))
+	}
+}
+
+func (c refusal) apply(good []byte) []byte {
+	b := bytes.Clone(good)
+	switch c.width {
+	case 1:
+		b[c.off] = byte(c.value)
+	case 4:
+		binary.LittleEndian.PutUint32(b[c.off:], uint32(c.value))
+	case 16:
+		binary.LittleEndian.PutUint64(b[c.off+8:], c.value)
+		fallthrough
+	default:
+		binary.LittleEndian.PutUint64(b[c.off:], c.value)
+	}
+	return b
+}
+
+// TestRefusals changes one field of a good file and expects the error there.
+func TestRefusals(t *testing.T) {
+	good := mustBytes(t, Spec{
+		KV:      []SpecKV{{"general.alignment", uint32(32)}, {"list", []uint64{1, 2}}, {"s", "text"}},
+		Tensors: []SpecTensor{{Name: "w", Type: Q8_0, NE: []int64{32, 2}}, {Name: "v", Type: F32, NE: []int64{8}}},
+	})
+	for _, c := range refusals(good) {
+		_, err := Parse(c.apply(good), int64(len(good)))
 		fe := asFormat(err)
 		if fe == nil || fe.Off != c.at || fe.Incomplete != c.incomplete || !strings.Contains(fe.Msg, c.msg) {
 			t.Errorf("%s: %v, want %q at byte %d", c.name, err, c.msg, c.at)
